@@ -1,0 +1,1 @@
+"""The protocols as pure objects: no Trio, no sockets, no clock."""

@@ -1,0 +1,1 @@
+"""How bytes move: sockets, TLS, proxies, and the service nursery."""

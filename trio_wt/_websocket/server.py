@@ -1,0 +1,426 @@
+"""The server's side: handshakes, and serving them on listeners."""
+
+from __future__ import annotations
+
+import inspect
+import logging
+import os
+import ssl
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from contextlib import asynccontextmanager, suppress
+from dataclasses import dataclass, field
+from os import PathLike
+from typing import Literal, TypeAlias, Unpack
+
+import trio
+
+from .._errors import ConnectionClosed, HandshakeFailed
+from .._headers import Headers
+from .._http import h1
+from .._http.request import Accept, Reject, Request
+from .._protocol import handshake
+from .._protocol.extensions import ExtensionCodec
+from .._protocol.frames import CloseCode
+from .._protocol.handshake import BadRequest, Origins
+from .._transport.listen import Listener, accept_forever, open_listeners
+from .._transport.tcp import transport_of
+from .._transport.transport import Transport
+from .._util import safe_text
+from .connection import Connection
+from .settings import Settings, SettingsKwargs
+from .websocket import WebSocket
+
+__all__ = ["OnRequest", "serve_websocket", "wrap_server_stream"]
+
+logger = logging.getLogger("trio_wt.server")
+
+#: Sees every request before it is answered; may be async.
+OnRequest: TypeAlias = Callable[[Request], Awaitable[None] | None]
+
+# How long a refused peer may take to read why.
+_LINGER = 2.0
+_GOODBYE = "the server is shutting down"
+
+
+@dataclass(frozen=True, slots=True)
+class Policy:
+    """How a server answers requests."""
+
+    on_request: OnRequest | None
+    subprotocols: Sequence[str]
+    origins: Origins
+    handshake_timeout: float
+    settings: Settings
+    scheme: str = field(default="http")
+
+    def __post_init__(self) -> None:
+        handshake.check_subprotocols(self.subprotocols)
+        if isinstance(self.origins, str) and self.origins not in ("same-host", "any"):
+            raise ValueError(
+                f'origins is "same-host", "any" or a sequence of origins, not {self.origins!r}'
+            )
+        if not self.handshake_timeout > 0:
+            raise ValueError(
+                f"handshake_timeout must be greater than 0, and is {self.handshake_timeout}"
+            )
+
+
+class _Refused(Exception):
+    """The request got an answer, and no WebSocket."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Accepted:
+    request: Request
+    headers: Headers
+    subprotocol: str | None
+    codecs: Sequence[ExtensionCodec]
+    leading: bytes
+
+
+async def _handshake(transport: Transport, policy: Policy) -> _Accepted:
+    """Read a request, have it decided, answer it.
+
+    Raises:
+        _Refused: it was answered otherwise; its message tells the status.
+        trio.BrokenResourceError: the connection broke.
+    """
+    head: h1.RequestHead | None = None
+    try:
+        try:
+            with trio.fail_after(policy.handshake_timeout):
+                head = await h1.read_request_head(transport)
+        except trio.TooSlowError:
+            raise h1.BadHead(408, "the request took too long") from None
+        if head is None:
+            raise _Refused("no request")
+        request, key, problem = _request(head, transport, policy)
+        decision = await _decide(request, problem, policy)
+        if isinstance(decision, Accept):
+            headers, codecs = handshake.response_headers(
+                request.headers,
+                key=key,
+                subprotocol=decision.subprotocol,
+                extensions=policy.settings.all_extensions(),
+                extra=decision.headers,
+            )
+            with trio.move_on_after(policy.handshake_timeout) as scope:
+                await h1.switch_protocols(transport, headers)
+            if scope.cancelled_caught:
+                raise _Refused("no request")
+            return _Accepted(request, headers, decision.subprotocol, codecs, head.leading)
+    except (h1.BadHead, BadRequest) as exc:
+        extra = exc.headers if isinstance(exc, BadRequest) else Headers()
+        decision = Reject(exc.status, extra, f"{exc.message}\n".encode())
+    with trio.move_on_after(policy.handshake_timeout):
+        await h1.send_response(
+            transport, decision, head_only=head is not None and head.method == "HEAD"
+        )
+    with trio.move_on_after(_LINGER):
+        await h1.linger(transport)
+    raise _Refused(f"answered with status {decision.status}")
+
+
+def _request(
+    head: h1.RequestHead, transport: Transport, policy: Policy
+) -> tuple[Request, str, BadRequest | None]:
+    """The request for the application; for an upgrade also the key, or what is wrong with it."""
+    headers = head.headers
+    key, problem = "", None
+    upgrade = handshake.is_upgrade(headers)
+    hosts = headers.get_all("host")
+    if upgrade:
+        try:
+            key = handshake.check_request(head.method, head.http_version, headers)
+            if len(hosts) != 1 or not hosts[0]:
+                raise BadRequest(400, "the Host header must be given once")
+        except BadRequest as exc:
+            problem = exc
+    request = Request(
+        method=head.method,
+        target=head.target,
+        headers=headers,
+        http_version=head.http_version,
+        scheme=policy.scheme,
+        host=hosts[0] if hosts else "",
+        is_websocket=upgrade and problem is None,
+        subprotocols=handshake.offered_subprotocols(headers) if upgrade else (),
+        peer=transport.peer,
+        local=transport.local,
+        tls_peer_certificate=transport.certificate(),
+    )
+    return request, key, problem
+
+
+async def _decide(request: Request, problem: BadRequest | None, policy: Policy) -> Accept | Reject:
+    if problem is not None:
+        raise problem
+    if request.is_websocket and not handshake.origin_allowed(
+        request.origin, request.host, policy.origins
+    ):
+        raise BadRequest(403, "this Origin is not allowed")
+    if policy.on_request is not None:
+        try:
+            result = policy.on_request(request)
+            if inspect.isawaitable(result):
+                await result
+        except Exception:
+            logger.exception("on_request failed for %s", safe_text(request.target))
+            return Reject(500, Headers(), b"internal server error\n")
+    return request.decide(lambda request: _default_decision(request, policy))
+
+
+def _default_decision(request: Request, policy: Policy) -> Accept | Reject:
+    if request.is_websocket:
+        chosen = handshake.choose_subprotocol(request.subprotocols, policy.subprotocols)
+        return Accept(chosen, Headers())
+    # RFC 9110 section 15.5.22
+    return Reject(
+        426,
+        Headers([("Upgrade", "websocket"), ("Connection", "Upgrade")]),
+        b"this is a WebSocket server\n",
+    )
+
+
+def _connect(
+    transport: Transport, accepted: _Accepted, policy: Policy
+) -> tuple[Connection, WebSocket]:
+    connection = Connection(
+        transport,
+        client=False,
+        codecs=accepted.codecs,
+        settings=policy.settings,
+        leading=accepted.leading,
+    )
+    websocket = WebSocket(
+        connection,
+        request=accepted.request,
+        response_headers=accepted.headers,
+        subprotocol=accepted.subprotocol,
+    )
+    return connection, websocket
+
+
+@asynccontextmanager
+async def wrap_server_stream(
+    stream: trio.abc.Stream,
+    *,
+    on_request: OnRequest | None = None,
+    subprotocols: Sequence[str] = (),
+    origins: Origins = "same-host",
+    handshake_timeout: float = 10,
+    **settings: Unpack[SettingsKwargs],
+) -> AsyncIterator[WebSocket]:
+    """Serve one WebSocket on a stream: any `trio.abc.Stream`, on which a client will send its request.
+
+    Args:
+        stream: the stream; it is closed when the block ends.
+        on_request: sees the request before it is answered, as for `serve_websocket`.
+        subprotocols: the subprotocols to support, best first.
+        origins: which Origins to allow, as for `serve_websocket`.
+        handshake_timeout: seconds the client may take for its request.
+        settings: the connection's settings; `serve_websocket` lists them.
+
+    Raises:
+        HandshakeFailed: the request was not one for a WebSocket, or was rejected; it has been answered.
+        ValueError: a setting is out of its range.
+    """
+    policy = Policy(on_request, subprotocols, origins, handshake_timeout, Settings(**settings))
+    transport = transport_of(stream, owned=False)
+    try:
+        try:
+            accepted = await _handshake(transport, policy)
+        except (_Refused, trio.BrokenResourceError) as exc:
+            raise HandshakeFailed(f"no WebSocket was opened: {exc}") from None
+        connection, websocket = _connect(transport, accepted, policy)
+        async with connection.run():
+            yield websocket
+    finally:
+        with trio.CancelScope(shield=True):
+            await transport.aclose(graceful=False)
+
+
+class _Server:
+    """The connections of one `serve_websocket`, and how they end together."""
+
+    def __init__(
+        self,
+        handler: Callable[[WebSocket], Awaitable[object]],
+        policy: Policy,
+        ssl_context: ssl.SSLContext | None,
+        *,
+        raise_errors: bool,
+    ) -> None:
+        self._handler = handler
+        self._policy = policy
+        self._ssl_context = ssl_context
+        self._raise_errors = raise_errors
+        self._scopes: set[trio.CancelScope] = set()
+        self._connections: set[Connection] = set()
+        self._closing = False
+        self._idle = trio.Event()
+
+    async def serve(self, stream: trio.abc.Stream) -> None:
+        """One connection from its first byte to its last."""
+        with trio.CancelScope() as scope:
+            self._scopes.add(scope)
+            try:
+                await self._serve(stream)
+            except _Refused as exc:
+                logger.debug("no WebSocket opened: %s", exc)
+            except trio.BrokenResourceError as exc:
+                logger.debug("a connection broke in its handshake: %s", exc)
+            finally:
+                self._scopes.discard(scope)
+                if self._closing and not self._scopes:
+                    self._idle.set()
+
+    async def _serve(self, stream: trio.abc.Stream) -> None:
+        if self._ssl_context is not None:
+            stream = await self._start_tls(stream, self._ssl_context)
+        transport = transport_of(stream, owned=True)
+        try:
+            accepted = await _handshake(transport, self._policy)
+            connection, websocket = _connect(transport, accepted, self._policy)
+            self._connections.add(connection)
+            try:
+                async with connection.run():
+                    if self._closing:
+                        connection.start_close(CloseCode.GOING_AWAY, _GOODBYE)
+                    await self._handler(websocket)
+            except Exception as exc:
+                if self._raise_errors:
+                    raise
+                if not _is_only_closed(exc):
+                    logger.exception("a WebSocket handler failed; its connection got code 1011")
+            finally:
+                self._connections.discard(connection)
+        finally:
+            with trio.CancelScope(shield=True):
+                await transport.aclose(graceful=False)
+
+    async def _start_tls(
+        self, stream: trio.abc.Stream, ssl_context: ssl.SSLContext
+    ) -> trio.SSLStream[trio.abc.Stream]:
+        tls = trio.SSLStream(stream, ssl_context, server_side=True, https_compatible=True)
+        try:
+            with trio.fail_after(self._policy.handshake_timeout):
+                await tls.do_handshake()
+        except (trio.BrokenResourceError, trio.TooSlowError) as exc:
+            await trio.aclose_forcefully(tls)
+            raise _Refused(f"the TLS handshake failed: {exc.__cause__ or exc}") from None
+        except BaseException:
+            await trio.aclose_forcefully(tls)
+            raise
+        return tls
+
+    async def shut_down(self, timeout: float) -> None:
+        """Close all connections with 1001, and end what is left after ``timeout`` seconds."""
+        self._closing = True
+        for connection in list(self._connections):
+            if connection.send_error() is None:
+                connection.start_close(CloseCode.GOING_AWAY, _GOODBYE)
+        if self._scopes:
+            with trio.move_on_after(timeout):
+                await self._idle.wait()
+        for scope in list(self._scopes):
+            scope.cancel()
+        if self._scopes:
+            await self._idle.wait()
+
+
+def _is_only_closed(exc: Exception) -> bool:
+    """Whether a handler merely ran into the end of its connection."""
+    if isinstance(exc, ExceptionGroup):
+        return exc.split(ConnectionClosed)[1] is None
+    return isinstance(exc, ConnectionClosed)
+
+
+async def serve_websocket(
+    handler: Callable[[WebSocket], Awaitable[object]],
+    port: int | None = None,
+    *,
+    host: str | bytes | None = None,
+    unix_path: str | PathLike[str] | None = None,
+    listeners: Sequence[Listener] | None = None,
+    backlog: int | None = None,
+    ssl_context: ssl.SSLContext | None = None,
+    on_request: OnRequest | None = None,
+    subprotocols: Sequence[str] = (),
+    origins: Origins = "same-host",
+    handshake_timeout: float = 10,
+    shutdown: trio.Event | None = None,
+    shutdown_timeout: float = 10,
+    handler_errors: Literal["log", "raise"] = "log",
+    handler_nursery: trio.Nursery | None = None,
+    task_status: trio.TaskStatus[list[Listener]] = trio.TASK_STATUS_IGNORED,
+    **settings: Unpack[SettingsKwargs],
+) -> None:
+    """Listen, and run ``handler(websocket)`` for every WebSocket that is opened, until cancelled or shut down.
+
+    Follows `trio.serve_tcp`. A handler that returns closes its connection with code 1000, one that raises with 1011.
+
+    Args:
+        handler: runs in a task of its own per connection.
+        port: the TCP port; 0 takes a free one, which the listeners given to ``task_status`` tell.
+        host: the address to listen on; None for all.
+        unix_path: listen on a Unix socket instead.
+        listeners: listen on these instead; they are closed at the end.
+        backlog: how many connections the system may hold before they are accepted; None for its most.
+        ssl_context: serve TLS with this context.
+        on_request: sees each `Request`, plain ones too, and may accept or reject it; may be async. What it raises
+            is logged and answered with 500.
+        subprotocols: the subprotocols to support, best first, where ``on_request`` does not choose.
+        origins: which Origins to allow: "same-host", "any", or strings and compiled patterns to match in
+            full. A request without Origin is allowed; any other is answered with 403.
+        handshake_timeout: seconds a client may take for TLS, and for its request; then 408.
+        shutdown: once set, no connection is accepted any more, all get Close with code 1001, and the call returns when
+            the handlers have.
+        shutdown_timeout: seconds after which handlers are cancelled then.
+        handler_errors: "log" logs what a handler raises; "raise" lets it go on to the nursery.
+        handler_nursery: runs the handlers, instead of a nursery of this call's.
+        task_status: gets the list of listeners.
+        settings: compression, extensions, max_message_size, max_fragments, max_queue_messages, max_queue_bytes,
+            write_limit, ping_interval, ping_timeout, close_timeout and cancel_on_close, as in `Settings`.
+
+    Raises:
+        ValueError: a setting is out of its range, or not exactly one of port, unix_path and listeners was given.
+        OSError: the address cannot be listened on.
+
+    Cancelled, it stops accepting, and all handlers are cancelled; each connection gets Close with code 1001.
+    """
+    scheme = "http" if ssl_context is None else "https"
+    connection_settings = Settings(**settings)
+    policy = Policy(
+        on_request, subprotocols, origins, handshake_timeout, connection_settings, scheme
+    )
+    if handler_errors not in ("log", "raise"):
+        raise ValueError(f'handler_errors is "log" or "raise", not {handler_errors!r}')
+    server = _Server(handler, policy, ssl_context, raise_errors=handler_errors == "raise")
+    opened = await open_listeners(
+        port=port, host=host, unix_path=unix_path, listeners=listeners, backlog=backlog
+    )
+    try:
+        async with trio.open_nursery() as nursery:
+            async with trio.open_nursery() as accepting:
+                for listener in opened:
+                    accepting.start_soon(
+                        accept_forever, listener, server.serve, handler_nursery or nursery
+                    )
+                task_status.started(opened)
+                if shutdown is not None:
+                    await shutdown.wait()
+                    accepting.cancel_scope.cancel()
+            await _close_all(opened)
+            await server.shut_down(shutdown_timeout)
+    finally:
+        await _close_all(opened)
+        if unix_path is not None:
+            with suppress(FileNotFoundError):
+                os.unlink(unix_path)
+
+
+async def _close_all(listeners: Sequence[Listener]) -> None:
+    with trio.CancelScope(shield=True):
+        for listener in listeners:
+            await listener.aclose()
