@@ -43,13 +43,16 @@ class SendMessageStream:
 
     async def __aenter__(self) -> Self:
         connection = self._connection
-        if not await connection.turns.wait_turn():
-            await trio.lowlevel.cancel_shielded_checkpoint()
+        waited = await connection.turns.wait_turn()
         error = connection.send_error()
+        if error is None:
+            # Before anything else is awaited: the turn is ours only until another task runs.
+            connection.turns.fragmenting = True
+            self._open = True
+        if not waited:
+            await trio.lowlevel.cancel_shielded_checkpoint()
         if error is not None:
             raise error
-        connection.turns.fragmenting = True
-        self._open = True
         return self
 
     async def send(self, part: str | bytes | bytearray | memoryview) -> None:

@@ -2,7 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterable, Iterable, Sequence
+from collections.abc import (
+    AsyncGenerator,
+    AsyncIterable,
+    AsyncIterator,
+    Iterable,
+    Iterator,
+    Sequence,
+)
 from typing import TYPE_CHECKING, TypeAlias
 
 import trio
@@ -145,26 +152,35 @@ class WebSocket(trio.abc.Channel[str | bytes]):
     async def _send_parts(self, parts: _Parts, text: bool | None, compress: bool | None) -> None:
         if isinstance(parts, AsyncIterable):
             iterator = parts.__aiter__()
-            first = await anext(iterator, None)
+            try:
+                await self._send_iterator(iterator, text, compress)
+            finally:
+                # A generator that was not read to its end must not be left to the garbage collector.
+                if isinstance(iterator, AsyncGenerator):
+                    await iterator.aclose()
         elif isinstance(parts, Iterable):
-            synchronous = iter(parts)
-            first = next(synchronous, None)
+            await self._send_iterator(iter(parts), text, compress)
         else:
             await trio.lowlevel.checkpoint()
-            payload_of(parts)
-            return
-        if text is None:
-            text = isinstance(first, str)
-        async with self.send_stream(text=text, compress=compress) as stream:
-            if first is None:
-                return
-            await stream.send(first)
-            if isinstance(parts, AsyncIterable):
-                async for part in iterator:
-                    await stream.send(part)
-            else:
-                for part in synchronous:
-                    await stream.send(part)
+            payload_of(parts)  # raises TypeError
+
+    async def _send_iterator(
+        self,
+        parts: AsyncIterator[Message] | Iterator[Message],
+        text: bool | None,
+        compress: bool | None,
+    ) -> None:
+        async def next_part() -> Message | None:
+            if isinstance(parts, AsyncIterator):
+                return await anext(parts, None)
+            return next(parts, None)
+
+        part = await next_part()
+        kind = isinstance(part, str) if text is None else text
+        async with self.send_stream(text=kind, compress=compress) as stream:
+            while part is not None:
+                await stream.send(part)
+                part = await next_part()
 
     def send_stream(self, *, text: bool, compress: bool | None = None) -> SendMessageStream:
         """A message to send part by part: ``async with ws.send_stream(text=True) as message``.

@@ -85,12 +85,10 @@ async def websocket_pair(
                 **settings,
             ) as websocket:
                 await ready.wait()
-                try:
-                    yield websocket, opened[0]
-                finally:
-                    done.set()
+                yield websocket, opened[0]
         except BaseException as exc:
+            # Kept out of the nursery's sight, which would wrap it.
             failure = exc
-            done.set()
+        done.set()
     if failure is not None:
         raise failure
