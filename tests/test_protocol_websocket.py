@@ -44,7 +44,7 @@ def events(protocol: WebSocketProtocol, data: bytes, chunk: int | None = None) -
     found: list[Event] = []
     for at in range(0, len(data), chunk or len(data) or 1):
         protocol.receive_data(data[at : at + (chunk or len(data))])
-        while more := protocol.events(PLENTY, PLENTY):
+        while (more := protocol.events(PLENTY, PLENTY)) or (protocol.end_pending and not protocol.closed):
             found += more
     return found
 
@@ -252,9 +252,10 @@ def test_pings_and_pongs_are_found_behind_messages_that_nobody_takes() -> None:
     server.receive_data(sent(client))
     assert server.events(1, PLENTY) == [b"m0"]
     assert server.look_ahead() == [Pong(b"pong0"), Pong(b"pong1"), Pong(b"pong2")]
-    assert parse_frames(sent(server)) == [(0x8A, b"ping2")]
+    assert parse_frames(sent(server)) == [(0x8A, b"ping%d" % n) for n in range(3)]
     assert server.look_ahead() == []
-    assert server.events(PLENTY, PLENTY) == [b"m1", b"m2", Closed(1000, "", remote=True)]
+    assert server.events(PLENTY, PLENTY) == [b"m1", b"m2"]
+    assert server.events(PLENTY, PLENTY) == [Closed(1000, "", remote=True)]
 
 
 @settings(max_examples=200, deadline=None)
@@ -262,16 +263,16 @@ def test_pings_and_pongs_are_found_behind_messages_that_nobody_takes() -> None:
 def test_looking_ahead_changes_no_message(frames: list[bytes], chunk: int) -> None:
     data = b"".join(frames)
     plain = WebSocketProtocol(client=False, max_message_size=None)
-    expected = [e for e in joined(events(plain, data)) if not isinstance(e, Pong)]
+    expected = [e for e in joined(events(plain, data)) if not isinstance(e, Pong | tuple)]
     looking = WebSocketProtocol(client=False, max_message_size=None)
     found: list[Event] = []
     for at in range(0, len(data), chunk):
         looking.receive_data(data[at : at + chunk])
         looking.look_ahead()
         found += looking.events(1, 7)
-    while more := looking.events(PLENTY, PLENTY):
-        found += more
-    assert [e for e in joined(found) if not isinstance(e, Pong)] == expected
+        looking.look_ahead()
+    found += events(looking, b"")
+    assert [e for e in joined(found) if not isinstance(e, Pong | tuple)] == expected
 
 
 # ---- violations
@@ -412,7 +413,8 @@ def test_the_end_of_bytes_without_close_is_1006() -> None:
     protocol = WebSocketProtocol(client=False)
     protocol.receive_data(frame(1, b"cut", masked=True)[:-1])
     protocol.receive_eof()
-    assert protocol.events(PLENTY, PLENTY)[-1] == Closed(1006, "", remote=True)
+    assert protocol.events(PLENTY, PLENTY) == [Fragment(b"cu", True, True, False)]
+    assert protocol.events(PLENTY, PLENTY) == [Closed(1006, "", remote=True)]
 
 
 def test_messages_before_the_end_of_bytes_come_first() -> None:
@@ -420,16 +422,33 @@ def test_messages_before_the_end_of_bytes_come_first() -> None:
     protocol.receive_data(frame(1, b"a", masked=True) + frame(1, b"b", masked=True))
     protocol.receive_eof()
     assert protocol.events(1, PLENTY) == ["a"]
-    assert protocol.events(PLENTY, PLENTY) == ["b", Closed(1006, "", remote=True)]
+    assert protocol.events(PLENTY, PLENTY) == ["b"]
+    assert protocol.events(PLENTY, PLENTY) == [Closed(1006, "", remote=True)]
 
 
 # ---- sending
 
 
-def test_only_the_newest_ping_is_answered() -> None:
+def test_every_ping_is_answered_but_only_the_newest_of_those_that_had_to_wait() -> None:
     protocol = WebSocketProtocol(client=False)
     events(protocol, b"".join(frame(9, b"%d" % n, masked=True) for n in range(1000)))
+    assert parse_frames(sent(protocol)) == [(0x8A, b"%d" % n) for n in range(744, 1000)]
+    events(protocol, b"".join(frame(9, b"%d" % n, masked=True) for n in range(1000)))
+    protocol.forget_old_pongs()
     assert sent(protocol) == frame(10, b"999", masked=False)
+
+
+@pytest.mark.parametrize("end", [frame(8, b"", masked=True), frame(1, b"\xff", masked=True)])
+def test_the_end_waits_for_the_answers_to_the_messages_before_it(end: bytes) -> None:
+    protocol = WebSocketProtocol(client=False)
+    protocol.receive_data(frame(1, b"question", masked=True) + end + b"garbage")
+    assert protocol.events(PLENTY, PLENTY) == ["question"]
+    assert protocol.end_pending
+    protocol.send_message(b"answer", text=True)
+    (closed,) = protocol.events(PLENTY, PLENTY)
+    assert isinstance(closed, Closed)
+    assert [first for first, _ in parse_frames(sent(protocol))] == [0x81, 0x88]
+    assert protocol.events(PLENTY, PLENTY) == []
 
 
 def test_pongs_go_before_queued_messages_and_not_after_close() -> None:

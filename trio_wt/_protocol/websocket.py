@@ -37,6 +37,8 @@ __all__ = ["LocalStateError", "WebSocketProtocol"]
 
 _TEXT_WHOLE: Final = FIN | Opcode.TEXT
 _BINARY_WHOLE: Final = FIN | Opcode.BINARY
+# How many pings are answered one by one; of more that come at once the newest are.
+_MAX_PONGS: Final = 256
 
 
 class LocalStateError(Exception):
@@ -59,7 +61,8 @@ class WebSocketProtocol:
         "_eof",
         "_keys",
         "_parser",
-        "_pong_owed",
+        "_deferred",
+        "_pongs_owed",
         "_sending_opcode",
         "closed",
         "codecs",
@@ -94,7 +97,9 @@ class WebSocketProtocol:
             on_control=self._receive_control,
         )
         self._close: Closed | None = None  # what we sent, while State.CLOSING
-        self._pong_owed: bytes | None = None
+        self._pongs_owed: list[bytes] = []
+        # The peer's Close, or its violation, found behind messages in the same bytes.
+        self._deferred: bytes | Violation | None = None
         self._sending_opcode = 0
         self._eof = False
 
@@ -122,20 +127,38 @@ class WebSocketProtocol:
                 was whole in the buffer, or 1 MiB where extensions expand.
 
         Returns:
-            the events in order; none if more bytes are needed.
+            the events in order; none if more bytes are needed. The end of the connection only comes in the next
+            call after it was found, so that what came before can still be answered (see `end_pending`).
         """
         found: list[Event] = []
         if self.closed is not None:
             return found
+        if self._deferred is not None:
+            self._apply_deferred(found)
+            return found
         try:
             hungry = self._parser.parse(found, max_messages, max_bytes)
         except Violation as violation:
-            self._fail(violation.code, violation.reason, found)
+            self._deferred = violation
         else:
-            if hungry and self._eof:
+            if hungry and self._eof and not found:
                 # Section 7.1.5: no Close frame from the peer makes it 1006, whatever we sent.
                 self._end(Input.EOF, Closed(CloseCode.ABNORMAL, "", remote=True), found)
         return found
+
+    @property
+    def end_pending(self) -> bool:
+        """Whether the peer's Close, or its violation, was found, and the next `events` will end the connection."""
+        return self._deferred is not None
+
+    def _apply_deferred(self, found: list[Event]) -> None:
+        if isinstance(self._deferred, Violation):
+            self._fail(self._deferred.code, self._deferred.reason, found)
+        elif self._deferred is not None:
+            try:
+                self._receive_close(self._deferred, found)
+            except Violation as violation:
+                self._fail(violation.code, violation.reason, found)
 
     def look_ahead(self) -> list[Pong]:
         """Find the pings and pongs in the bytes that `events` had no room for.
@@ -150,11 +173,14 @@ class WebSocketProtocol:
     def _receive_control(self, opcode: int, payload: bytes, found: list[Event]) -> None:
         if opcode == Opcode.PING:
             if self.state is State.OPEN:  # section 5.5.1: nothing follows our Close
-                self._pong_owed = payload
+                self._pongs_owed.append(payload)
+                if len(self._pongs_owed) > _MAX_PONGS:
+                    del self._pongs_owed[0]
         elif opcode == Opcode.PONG:
             found.append(Pong(payload))
         else:
-            self._receive_close(payload, found)
+            self._parser.stop()  # section 5.5.1: nothing follows Close
+            self._deferred = payload
 
     def _receive_close(self, payload: bytes, found: list[Event]) -> None:
         try:
@@ -194,15 +220,20 @@ class WebSocketProtocol:
     @property
     def has_outgoing(self) -> bool:
         """Whether `take_outgoing` would give something."""
-        return bool(self.outgoing) or self._pong_owed is not None
+        return bool(self.outgoing) or bool(self._pongs_owed)
+
+    def forget_old_pongs(self) -> None:
+        """The peer does not take what is sent: keep the newest pong only (section 5.5.3)."""
+        del self._pongs_owed[:-1]
 
     def take_outgoing(self) -> list[bytes]:
         """What is to be sent now, in order; from here on it is the caller's to send."""
         pieces = self.outgoing
-        if self._pong_owed is not None:
-            # Only the newest ping needs an answer (section 5.5.3), and none waits behind queued messages.
-            pieces = encode_frame(FIN | Opcode.PONG, self._pong_owed, self._keys) + pieces
-            self._pong_owed = None
+        if self._pongs_owed:
+            # No pong waits behind queued messages.
+            pongs = (encode_frame(FIN | Opcode.PONG, p, self._keys) for p in self._pongs_owed)
+            pieces = [b"".join(piece for pong in pongs for piece in pong), *pieces]
+            self._pongs_owed.clear()
         self.outgoing = []
         self.outgoing_size = 0
         return pieces

@@ -183,10 +183,11 @@ def proxy_for(
 
     From the environment, the first of these that is set (RFC 6455 section 4.1): for ``wss`` the
     variables ``wss_proxy``, ``socks_proxy``, ``https_proxy`` and ``all_proxy``; for ``ws`` the
-    variables ``ws_proxy``, ``socks_proxy``, ``https_proxy``, ``http_proxy`` and ``all_proxy``. A name
-    in lower case goes before the same in upper case, and set to nothing hides it. ``HTTP_PROXY`` does
-    not count where ``REQUEST_METHOD`` is set: in a CGI script it is a header that a client sent. A
-    value without a scheme means ``http://``, in ``socks_proxy`` ``socks5h://``.
+    variables ``ws_proxy``, ``socks_proxy``, ``https_proxy``, ``http_proxy`` and ``all_proxy``. A
+    name in lower case goes before the same in upper case, and set to nothing hides it.
+    ``HTTP_PROXY`` does not count where ``REQUEST_METHOD`` is set: in a CGI script it is a header
+    that a client sent. A value without a scheme means ``http://``, in ``socks_proxy``
+    ``socks5h://``.
 
     ``no_proxy`` is a list, with commas or spaces between, of servers to reach directly: ``*`` for
     all, a name for itself and everything below it (``.example.com`` and ``*.example.com`` are the
@@ -443,6 +444,6 @@ async def _open_socks(proxy: Proxy, host: str, port: int) -> trio.abc.Stream:
             f"cannot connect to the proxy {proxy}: {exc.__cause__ or exc}"
         ) from exc
     except Exception as exc:
-        # Unexpected replies, names it cannot encode: python-socks lets many kinds of exceptions out.
+        # Unexpected replies, names it cannot encode: it lets exceptions of many kinds out.
         raise HandshakeFailed(f"the proxy {proxy} did not connect to {authority}: {exc}") from exc
     return stream.trio_stream

@@ -45,6 +45,10 @@ __all__ = ["Connection"]
 
 # How far behind a full inbox pings and pongs are still found.
 _LOOK_AHEAD = 65536
+# How long messages may still be answered when the peer's Close, or its violation, has come behind them.
+_LAST_WORDS = 0.2
+# A send that has waited so long makes older pongs superfluous.
+_STUCK = 0.1
 _CLEAN_CODES = {CloseCode.NORMAL, CloseCode.GOING_AWAY, CloseCode.NO_STATUS}
 
 
@@ -68,11 +72,13 @@ class Connection:
         "_in_flight",
         "_lost",
         "_probe_at",
+        "_progress_at",
         "_reader_pause",
         "_receiver",
         "_unsent",
         "_writer_idle",
         "_writer_scope",
+        "answering",
         "bytes_received",
         "bytes_sent",
         "cancel_scope",
@@ -106,6 +112,8 @@ class Connection:
         )
         self.inbox = Inbox(settings.max_queue_messages, settings.max_queue_bytes)
         self.cancel_scope = trio.CancelScope()
+        #: the application took something since it last waited, and may be about to answer
+        self.answering = False
         #: this side called close(): nothing is received any more
         self.closed_here = False
         self.last_heard = trio.current_time()
@@ -122,7 +130,9 @@ class Connection:
         self._unsent: Pieces = deque()
         self._in_flight = 0
         self._writer_idle = Wakeup()
-        self._writer_scope: trio.CancelScope | None = None  # while a send is stuck
+        # While a send waits: its scope, and since when it has.
+        self._writer_scope: trio.CancelScope | None = None
+        self._progress_at = -inf
         self._reader_pause = Wakeup()
         self._receiver = Wakeup()
         # When the keepalive's ping went out that nothing has come after; when to drop the connection.
@@ -171,7 +181,7 @@ class Connection:
     async def _read(self) -> None:
         protocol, transport = self.protocol, self.transport
         cause: BaseException | None = None
-        self.pump()
+        await self._digest()
         try:
             while True:
                 while protocol.unparsed >= _LOOK_AHEAD:
@@ -186,24 +196,42 @@ class Connection:
                 if protocol.closed is None:
                     protocol.receive_data(data)
                     self.pump()
+                    if protocol.end_pending:
+                        await self._digest()
         except (trio.BrokenResourceError, trio.ClosedResourceError) as exc:
             cause = exc
         self._lose(cause)
 
-    def pump(self) -> None:
-        """Parse what there is room for, hand it out, and see to it that answers are sent."""
+    async def _digest(self) -> None:
+        """Hand out what has arrived; before an end, give the application a moment for what came before."""
+        self.pump()
+        if self.protocol.end_pending and self.protocol.closed is None:
+            with trio.move_on_after(_LAST_WORDS):
+                await self._reader_pause.park()
+            self.pump(end=True)
+
+    def pump(self, *, end: bool = False) -> None:
+        """Parse what there is room for, hand it out, and see to it that answers are sent.
+
+        Args:
+            end: end the connection if that is what comes next, though messages were not taken yet.
+        """
         protocol, inbox = self.protocol, self.inbox
         if protocol.closed is not None:
             return
         arrived = False
         while True:
+            if protocol.end_pending and not self.closed_here:
+                # What has come just now was not answered in any case.
+                if arrived or (not end and (inbox.messages or self.answering)):
+                    break
             messages, size = inbox.room()
-            if messages <= 0 or size <= 0:
+            if (messages <= 0 or size <= 0) and not protocol.end_pending:
                 for pong in protocol.look_ahead():
                     self.pings.answered(pong.payload)
                 break
             events = protocol.events(messages, size)
-            if not events:
+            if not events and not protocol.end_pending:
                 break
             for event in events:
                 if isinstance(event, Pong):
@@ -215,7 +243,7 @@ class Connection:
                 inbox.clear()
             if protocol.closed is not None:
                 break
-            if not protocol.unparsed and not self._lost:
+            if not (protocol.unparsed or protocol.end_pending or self._lost):
                 break
         if protocol.closed is not None:
             self._ended()
@@ -224,10 +252,15 @@ class Connection:
         if protocol.has_outgoing:
             self.flush()
 
-    def resume(self) -> None:
-        """After something was taken from the inbox: parse on, and read on."""
-        if self.protocol.unparsed or self._lost:
-            self.pump()
+    def resume(self, *, end: bool = False) -> None:
+        """After something was taken from the inbox, or found missing there: parse on, and read on.
+
+        Args:
+            end: as for `pump`: all messages before the end have been taken, and answered as far as they will be.
+        """
+        self.answering = not end
+        if self.protocol.unparsed or self._lost or (end and self.protocol.end_pending):
+            self.pump(end=end)
         if self.protocol.unparsed < _LOOK_AHEAD:
             self._reader_pause.wake()
 
@@ -242,9 +275,12 @@ class Connection:
     @property
     def is_quiet(self) -> bool:
         """Whether nothing is there to receive, and nothing has ended."""
-        return not (
-            self.inbox.messages or self.protocol.unparsed or self.closed_here or self._lost
-        ) and (self.protocol.closed is None)
+        protocol = self.protocol
+        return (
+            not (self.inbox.messages or protocol.unparsed or self.closed_here or self._lost)
+            and protocol.closed is None
+            and not protocol.end_pending
+        )
 
     @property
     def receiving(self) -> bool:
@@ -253,6 +289,7 @@ class Connection:
 
     async def wait_arrival(self) -> None:
         """Wait until something arrives or the connection ends, for one task at a time. A checkpoint."""
+        self.answering = False
         await self._receiver.park()
 
     # ---- writing
@@ -276,6 +313,8 @@ class Connection:
             else:
                 self._unsent.append(memoryview(data)[sent:])
                 self._in_flight = len(data) - sent
+        elif self._writer_scope is not None and trio.current_time() > self._progress_at + _STUCK:
+            protocol.forget_old_pongs()
         self._writer_idle.wake()
 
     def _take_outgoing(self) -> None:
@@ -310,6 +349,7 @@ class Connection:
             self._writer_scope = scope
             try:
                 while self._unsent:
+                    self._progress_at = trio.current_time()
                     self._extend_patience()
                     await self.transport.send_some(self._unsent)
                     self._count_sent()

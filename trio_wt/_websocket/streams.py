@@ -167,7 +167,7 @@ class ReceiveMessageStream:
                 return part
             if assembly.final:
                 return None
-            connection.resume()
+            connection.resume(end=True)
             if len(assembly) or assembly.final:
                 continue
             if connection.protocol.closed is not None:
@@ -219,7 +219,7 @@ async def _next_assembly(connection: Connection) -> Assembly:
         if connection.closed_here:
             raise trio.ClosedResourceError("this side has closed the connection")
         if not connection.inbox.begun:
-            connection.resume()
+            connection.resume(end=True)
         if connection.inbox.begun:
             return connection.inbox.stream()
         if connection.protocol.closed is not None:

@@ -220,7 +220,7 @@ class WebSocket(trio.abc.Channel[str | bytes]):
                 return message
             connection.inbox.greedy = True
             try:
-                connection.resume()
+                connection.resume(end=True)
                 if not connection.inbox.ready:
                     self._check_receive()
                     await connection.wait_arrival()
@@ -253,7 +253,7 @@ class WebSocket(trio.abc.Channel[str | bytes]):
         if connection.receiving or connection.inbox.streaming:
             raise trio.BusyResourceError("another task is receiving from this connection")
         if not connection.inbox.ready:
-            connection.resume()
+            connection.resume(end=True)
         message = self._take()
         if message is None:
             self._check_receive()
