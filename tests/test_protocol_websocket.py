@@ -42,7 +42,7 @@ def sent(protocol: WebSocketProtocol) -> bytes:
 
 def events(protocol: WebSocketProtocol, data: bytes, chunk: int | None = None) -> list[Event]:
     found: list[Event] = []
-    for at in range(0, len(data), chunk or len(data) or 1):
+    for at in range(0, max(len(data), 1), chunk or len(data) or 1):
         protocol.receive_data(data[at : at + (chunk or len(data))])
         while (more := protocol.events(PLENTY, PLENTY)) or (protocol.end_pending and not protocol.closed):
             found += more
@@ -431,11 +431,20 @@ def test_messages_before_the_end_of_bytes_come_first() -> None:
 
 def test_every_ping_is_answered_but_only_the_newest_of_those_that_had_to_wait() -> None:
     protocol = WebSocketProtocol(client=False)
-    events(protocol, b"".join(frame(9, b"%d" % n, masked=True) for n in range(1000)))
-    assert parse_frames(sent(protocol)) == [(0x8A, b"%d" % n) for n in range(744, 1000)]
-    events(protocol, b"".join(frame(9, b"%d" % n, masked=True) for n in range(1000)))
+    events(protocol, b"".join(frame(9, b"%d" % n, masked=True) for n in range(16)))
+    assert parse_frames(sent(protocol)) == [(0x8A, b"%d" % n) for n in range(16)]
+    events(protocol, b"".join(frame(9, b"%d" % n, masked=True) for n in range(16)))
     protocol.forget_old_pongs()
+    assert sent(protocol) == frame(10, b"15", masked=False)
+
+
+def test_a_flood_of_pings_gets_one_pong() -> None:
+    protocol = WebSocketProtocol(client=False)
+    for n in range(1000):
+        events(protocol, frame(9, b"%d" % n, masked=True))
     assert sent(protocol) == frame(10, b"999", masked=False)
+    events(protocol, frame(9, b"and one more", masked=True))
+    assert sent(protocol) == frame(10, b"and one more", masked=False)
 
 
 @pytest.mark.parametrize("end", [frame(8, b"", masked=True), frame(1, b"\xff", masked=True)])

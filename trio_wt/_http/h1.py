@@ -18,6 +18,7 @@ import trio
 from .._errors import HandshakeFailed
 from .._headers import Headers
 from .._transport.transport import Pieces, Transport
+from .._util import safe_text
 from .request import Reject, Response
 
 __all__ = [
@@ -72,17 +73,21 @@ async def _read_head(transport: Transport) -> tuple[bytes, bytes] | None:
     """
     buffer = bytearray()
     searched = 0
+    begun = False
     while True:
         data = await transport.receive()
         if not data:
-            if not buffer:
+            if not begun:
                 return None
             raise BadHead(400, "the head is incomplete")
         buffer += data
-        if not searched:
+        if not begun:
             # An empty line before the first is to be ignored (RFC 9112 section 2.2).
             while buffer.startswith(b"\r\n"):
                 del buffer[:2]
+            if not buffer or buffer == b"\r":
+                continue
+            begun = True
         end = buffer.find(_END, max(0, searched - 3))
         checked_to = len(buffer) if end < 0 else end + len(_END)
         if _FORBIDDEN.search(buffer, max(0, searched - 2), min(checked_to, MAX_HEAD)):
@@ -114,7 +119,8 @@ async def read_request_head(transport: Transport) -> RequestHead | None:
         connection.receive_data(head[0])
         event = connection.next_event()
     except h11.RemoteProtocolError as exc:
-        raise BadHead(exc.error_status_hint, str(exc)) from None
+        # h11 hints at 501 for transfer codings it does not know; whatever is wrong here is the client's doing.
+        raise BadHead(400, f"malformed request: {safe_text(str(exc))}") from None
     if not isinstance(event, h11.Request):
         raise BadHead(400, "this is not an HTTP request")
     return RequestHead(event, head[1])
@@ -215,7 +221,8 @@ async def read_response(transport: Transport) -> tuple[Response, bytes]:
             connection.receive_data(head)
             event = connection.next_event()
         except h11.RemoteProtocolError as exc:
-            raise HandshakeFailed(f"the server's response is not valid HTTP: {exc}") from exc
+            problem = safe_text(str(exc))
+            raise HandshakeFailed(f"the server's response is not valid HTTP: {problem}") from None
         if isinstance(event, h11.InformationalResponse) and event.status_code != 101:
             continue
         if not isinstance(event, h11.InformationalResponse | h11.Response):
@@ -255,9 +262,9 @@ async def _next_head(transport: Transport, rest: bytes) -> tuple[bytes, bytes]:
 
 async def _read_body(transport: Transport, connection: h11.Connection, rest: bytes) -> bytes:
     body = bytearray()
-    data = rest
     try:
-        connection.receive_data(data)
+        if rest:  # to h11 no bytes are the end
+            connection.receive_data(rest)
         while len(body) < MAX_BODY:
             event = connection.next_event()
             if event is h11.NEED_DATA:

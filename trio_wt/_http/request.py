@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 from urllib.parse import unquote
 
 from .._headers import Headers, HeadersLike
+from .._protocol.handshake import check_extra_headers
 
 if TYPE_CHECKING:
     from .._transport.transport import Address
@@ -118,7 +119,9 @@ class Request:
             raise RuntimeError("only a request for a WebSocket can be accepted; use respond() here")
         if subprotocol is not None and subprotocol not in self.subprotocols:
             raise ValueError(f"the client does not offer subprotocol {subprotocol!r}")
-        self._decision = Accept(subprotocol, Headers(headers))
+        extra = Headers(headers)
+        check_extra_headers(extra)
+        self._decision = Accept(subprotocol, extra)
 
     def reject(self, status: int, headers: HeadersLike = (), body: str | bytes = b"") -> None:
         """Decide to answer with a plain response, after which the connection is closed.

@@ -26,6 +26,7 @@ __all__ = [
     "BadResponse",
     "Origins",
     "accept_key",
+    "check_extra_headers",
     "check_request",
     "check_response",
     "check_subprotocols",
@@ -102,7 +103,12 @@ def check_subprotocols(subprotocols: Sequence[str]) -> None:
         raise ValueError(f"subprotocols are repeated: {list(subprotocols)}")
 
 
-def _check_extra(headers: Headers) -> None:
+def check_extra_headers(headers: Headers) -> None:
+    """Check headers a caller gave.
+
+    Raises:
+        ValueError: one of them is the handshake's own.
+    """
     for name, _ in headers.fields:
         if name.lower() in RESERVED:
             raise ValueError(f"the header {name} belongs to the handshake; it cannot be given")
@@ -213,7 +219,7 @@ def response_headers(
         BadRequest: the client's list of extensions is malformed.
         ValueError: the extra headers or the subprotocol are not allowed.
     """
-    _check_extra(extra)
+    check_extra_headers(extra)
     fields = [
         ("Upgrade", "websocket"),
         ("Connection", "Upgrade"),
@@ -248,7 +254,7 @@ def request_headers(
     Raises:
         ValueError: the extra headers or the subprotocols are not allowed.
     """
-    _check_extra(extra)
+    check_extra_headers(extra)
     check_subprotocols(subprotocols)
     fields = [] if "host" in extra else [("Host", host)]
     fields += [

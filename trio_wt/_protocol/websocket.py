@@ -37,8 +37,8 @@ __all__ = ["LocalStateError", "WebSocketProtocol"]
 
 _TEXT_WHOLE: Final = FIN | Opcode.TEXT
 _BINARY_WHOLE: Final = FIN | Opcode.BINARY
-# How many pings are answered one by one; of more that come at once the newest are.
-_MAX_PONGS: Final = 256
+# How many pings that come at once are answered one by one; of more only the newest is.
+_MAX_PONGS: Final = 16
 
 
 class LocalStateError(Exception):
@@ -59,6 +59,7 @@ class WebSocketProtocol:
         "_client",
         "_close",
         "_eof",
+        "_flooded",
         "_keys",
         "_parser",
         "_deferred",
@@ -98,6 +99,7 @@ class WebSocketProtocol:
         )
         self._close: Closed | None = None  # what we sent, while State.CLOSING
         self._pongs_owed: list[bytes] = []
+        self._flooded = False  # more pings than are answered one by one
         # The peer's Close, or its violation, found behind messages in the same bytes.
         self._deferred: bytes | Violation | None = None
         self._sending_opcode = 0
@@ -174,8 +176,9 @@ class WebSocketProtocol:
         if opcode == Opcode.PING:
             if self.state is State.OPEN:  # section 5.5.1: nothing follows our Close
                 self._pongs_owed.append(payload)
-                if len(self._pongs_owed) > _MAX_PONGS:
-                    del self._pongs_owed[0]
+                self._flooded = self._flooded or len(self._pongs_owed) > _MAX_PONGS
+                if self._flooded:
+                    self.forget_old_pongs()
         elif opcode == Opcode.PONG:
             found.append(Pong(payload))
         else:
@@ -234,6 +237,7 @@ class WebSocketProtocol:
             pongs = (encode_frame(FIN | Opcode.PONG, p, self._keys) for p in self._pongs_owed)
             pieces = [b"".join(piece for pong in pongs for piece in pong), *pieces]
             self._pongs_owed.clear()
+            self._flooded = False
         self.outgoing = []
         self.outgoing_size = 0
         return pieces

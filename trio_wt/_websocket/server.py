@@ -97,17 +97,23 @@ async def _handshake(transport: Transport, policy: Policy) -> _Accepted:
         request, key, problem = _request(head, transport, policy)
         decision = await _decide(request, problem, policy)
         if isinstance(decision, Accept):
-            headers, codecs = handshake.response_headers(
-                request.headers,
-                key=key,
-                subprotocol=decision.subprotocol,
-                extensions=policy.settings.all_extensions(),
-                extra=decision.headers,
-            )
+            try:
+                headers, codecs = handshake.response_headers(
+                    request.headers,
+                    key=key,
+                    subprotocol=decision.subprotocol,
+                    extensions=policy.settings.all_extensions(),
+                    extra=decision.headers,
+                )
+            except BadRequest:
+                raise
+            except Exception:  # an extension of the application's may raise anything
+                logger.exception("accepting %s failed", safe_text(request.target))
+                raise BadRequest(500, "internal server error") from None
             with trio.move_on_after(policy.handshake_timeout) as scope:
                 await h1.switch_protocols(transport, headers)
             if scope.cancelled_caught:
-                raise _Refused("no request")
+                raise _Refused("the client did not take the response")
             return _Accepted(request, headers, decision.subprotocol, codecs, head.leading)
     except (h1.BadHead, BadRequest) as exc:
         extra = exc.headers if isinstance(exc, BadRequest) else Headers()
@@ -166,7 +172,7 @@ async def _decide(request: Request, problem: BadRequest | None, policy: Policy) 
                 await result
         except Exception:
             logger.exception("on_request failed for %s", safe_text(request.target))
-            return Reject(500, Headers(), b"internal server error\n")
+            raise BadRequest(500, "internal server error") from None
     return request.decide(lambda request: _default_decision(request, policy))
 
 
