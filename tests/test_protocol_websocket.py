@@ -37,7 +37,11 @@ def pair(*, compressed: bool = False, **limits: int) -> tuple[WebSocketProtocol,
 
 
 def sent(protocol: WebSocketProtocol) -> bytes:
-    return b"".join(protocol.take_outgoing())
+    pieces: list[bytes | memoryview] = []
+    size = protocol.take_outgoing(pieces)
+    assert size == sum(map(len, pieces))
+    assert not protocol.has_outgoing
+    return b"".join(pieces)
 
 
 def events(protocol: WebSocketProtocol, data: bytes, chunk: int | None = None) -> list[Event]:

@@ -29,6 +29,7 @@ SECRET = "open-sesame"
         ("socks4://proxy.test", ("socks4", "proxy.test", 1080, None, None)),
         ("socks4a://me@proxy.test", ("socks4a", "proxy.test", 1080, "me", None)),
         ("http://me@proxy.test", ("http", "proxy.test", 80, "me", "")),
+        ("http://proxy.test:", ("http", "proxy.test", 80, None, None)),
         ("http://@proxy.test", ("http", "proxy.test", 80, None, None)),
         ("http://m%C3%A9:p%3A%40w@proxy.test", ("http", "proxy.test", 80, "mé", "p:@w")),
         ("http://bücher.test:8", ("http", "xn--bcher-kva.test", 8, None, None)),
@@ -47,7 +48,6 @@ def test_parse(url: str, expected: tuple[str, str, int, str | None, str | None])
         ("http:proxy.test", "must begin with"),
         ("http://", "host is missing"),
         ("http://:80", "host is missing"),
-        ("http://proxy.test:", None),
         ("http://proxy.test:0", "port must be"),
         ("http://proxy.test:65536", "port must be"),
         ("http://proxy.test:http", "port must be"),
@@ -71,10 +71,7 @@ def test_parse(url: str, expected: tuple[str, str, int, str | None, str | None])
         (f"socks5://me:{'p' * 256}@proxy.test", "1 to 255"),
     ],
 )
-def test_parse_refuses(url: str, why: str | None) -> None:
-    if why is None:  # an empty port is the default one (RFC 3986 section 3.2.3)
-        assert Proxy.parse(url).port == 80
-        return
+def test_parse_refuses(url: str, why: str) -> None:
     with pytest.raises(ValueError, match=why) as caught:
         Proxy.parse(url)
     assert caught.value.__suppress_context__
@@ -101,10 +98,9 @@ def test_a_password_needs_a_user() -> None:
     ],
 )
 def test_messages_hide_credentials(url: str) -> None:
-    with pytest.raises(ValueError) as caught:
+    with pytest.raises(ValueError, match=r"\*\*\*@") as caught:
         Proxy.parse(url)
     assert SECRET not in str(caught.value)
-    assert "***@" in str(caught.value)
 
 
 def test_repr_and_str_hide_the_password() -> None:
@@ -118,10 +114,9 @@ def test_repr_and_str_hide_the_password() -> None:
 def test_parse_raises_nothing_but_value_error(text: str) -> None:
     try:
         proxy = Proxy.parse(text)
-    except ValueError as exc:
-        assert "not a usable proxy URL" in str(exc)
-    else:
-        assert 0 < proxy.port < 65536
+    except ValueError:
+        return
+    assert 0 < proxy.port < 65536
 
 
 _PRINTABLE = st.text(st.characters(min_codepoint=33, max_codepoint=126), min_size=1, max_size=255)
@@ -229,6 +224,8 @@ def test_no_proxy(no_proxy: str, direct: str, proxied: str) -> None:
             assert (proxy is None) is expected, server
 
 
+# typeshed knows it on some systems only
+_bypass = urllib.request.proxy_bypass_environment  # type: ignore[attr-defined,unused-ignore]
 _NAMES = st.from_regex(r"[ab](\.[ab]){0,2}", fullmatch=True)
 _ENTRIES = st.builds(
     "{}{}{}".format, st.sampled_from(["", "."]), _NAMES, st.sampled_from(["", ":8"])
@@ -238,7 +235,7 @@ _ENTRIES = st.builds(
 @given(_NAMES, st.lists(_ENTRIES, max_size=4).map(",".join))
 def test_no_proxy_means_what_it_means_to_urllib(host: str, no_proxy: str) -> None:
     environ = {"all_proxy": "http://proxy.test", "no_proxy": no_proxy}
-    expected = urllib.request.proxy_bypass_environment(f"{host}:8", {"no": no_proxy})
+    expected = _bypass(f"{host}:8", {"no": no_proxy})
     assert (proxy_for("ws", host, 8, "environment", environ) is None) is bool(expected)
 
 

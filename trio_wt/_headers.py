@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Iterator, Mapping
+from sys import intern
 from typing import TypeAlias
 
 __all__ = ["Headers", "HeadersLike"]
@@ -52,7 +53,10 @@ class Headers(Mapping[str, str]):
     def from_raw(cls, fields: Iterable[tuple[bytes, bytes]]) -> Headers:
         """From what an HTTP parser that already checked them gives: pairs of bytes."""
         headers = cls()
-        headers._fields = tuple((n.decode("latin-1"), v.decode("latin-1")) for n, v in fields)
+        # Interned, since thousands of idle connections have the same few names.
+        headers._fields = tuple(
+            (intern(n.decode("latin-1")), v.decode("latin-1")) for n, v in fields
+        )
         return headers
 
     @property

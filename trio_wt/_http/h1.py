@@ -7,7 +7,6 @@ bare LF, bytes outside ASCII) is refused, and bytes behind the head are known to
 from __future__ import annotations
 
 import re
-from collections import deque
 from email.utils import formatdate
 from http import HTTPStatus
 from typing import Final
@@ -127,7 +126,7 @@ async def read_request_head(transport: Transport) -> RequestHead | None:
 
 
 async def _send(transport: Transport, data: bytes) -> None:
-    pieces: Pieces = deque([data])
+    pieces: Pieces = [data]
     while pieces:
         await transport.send_some(pieces)
 

@@ -229,18 +229,26 @@ class WebSocketProtocol:
         """The peer does not take what is sent: keep the newest pong only (section 5.5.3)."""
         del self._pongs_owed[:-1]
 
-    def take_outgoing(self) -> list[bytes]:
-        """What is to be sent now, in order; from here on it is the caller's to send."""
-        pieces = self.outgoing
-        if self._pongs_owed:
-            # No pong waits behind queued messages.
-            pongs = (encode_frame(FIN | Opcode.PONG, p, self._keys) for p in self._pongs_owed)
-            pieces = [b"".join(piece for pong in pongs for piece in pong), *pieces]
-            self._pongs_owed.clear()
-            self._flooded = False
-        self.outgoing = []
+    def take_outgoing(self, into: list[bytes | memoryview]) -> int:
+        """Hand over what is to be sent now; from here on it is the caller's to send.
+
+        Args:
+            into: where to append it, in pieces.
+
+        Returns:
+            how many bytes it is.
+        """
+        size = self.outgoing_size
+        for payload in self._pongs_owed:  # no pong waits behind queued messages
+            for piece in encode_frame(FIN | Opcode.PONG, payload, self._keys):
+                into.append(piece)
+                size += len(piece)
+        self._pongs_owed.clear()
+        self._flooded = False
+        into += self.outgoing
+        self.outgoing.clear()
         self.outgoing_size = 0
-        return pieces
+        return size
 
     def _push(self, first_byte: int, payload: bytes) -> None:
         for piece in encode_frame(first_byte, payload, self._keys):

@@ -301,11 +301,12 @@ async def open_through_proxy(
         if proxy.scheme == "https":
             stream = await _start_tls(stream, proxy, ssl_context_for_proxy)
         return await _connect(stream, proxy, _authority(host, port))
-    except BaseException as exc:
+    except trio.BrokenResourceError as exc:
         await trio.aclose_forcefully(stream)
-        if isinstance(exc, trio.BrokenResourceError):
-            why = exc.__cause__ or exc
-            raise HandshakeFailed(f"the connection to the proxy {proxy} broke: {why}") from exc
+        why = exc.__cause__ or exc
+        raise HandshakeFailed(f"the connection to the proxy {proxy} broke: {why}") from exc
+    except BaseException:
+        await trio.aclose_forcefully(stream)
         raise
 
 
@@ -416,18 +417,17 @@ class _LeadingStream(trio.abc.Stream):
 
 
 async def _open_socks(proxy: Proxy, host: str, port: int) -> trio.abc.Stream:
+    await trio.lowlevel.checkpoint()
     try:
         from python_socks import ProxyConnectionError, ProxyType
         from python_socks.async_.trio.v2 import Proxy as SocksProxy
     except ImportError as exc:
-        await trio.lowlevel.checkpoint()
         raise HandshakeFailed(
             f"the proxy {proxy} needs a package that is missing: "
             'pip install "trio-wt[socks]" installs python-socks'
         ) from exc
     authority = _authority(host, port)
     if proxy.scheme == "socks4" and ":" in host:
-        await trio.lowlevel.checkpoint()
         raise HandshakeFailed(f"SOCKS 4 has no way to reach {authority}: use a socks5 proxy")
     client = SocksProxy(
         ProxyType.SOCKS4 if proxy.scheme.startswith("socks4") else ProxyType.SOCKS5,

@@ -11,136 +11,120 @@ the reader (python-trio/trio#1521). So:
   and services end when the block has ended and said goodbye;
 - each service is protected from KeyboardInterrupt and may not raise: what ends it goes to ``on_failure``, which is
   synchronous, stores the end and wakes whoever waits;
-- the block's exception is kept out of the nursery's sight and raised again, the same object with its own
-  context, once the nursery has closed.
+- the nursery is left only after the block, without the block's exception, which goes on its way as the same object
+  with its own context.
 
 So the nursery itself never sees an exception. If it does, that is a bug of this package: `InternalError`.
+
+A service's scope also is its alarm clock: it may set the scope's deadline, and when that passes it is run again from
+its beginning, which costs an idle connection no further scope.
 """
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import asynccontextmanager
-from typing import Any, NoReturn, TypeVarTuple
+from collections.abc import Awaitable, Callable
+from types import TracebackType
+from typing import TypeAlias
 
 import trio
 
 from .._errors import InternalError
 
-__all__ = ["Services", "open_services"]
+__all__ = ["Service", "Services"]
 
-Ts = TypeVarTuple("Ts")
-
-
-def _reraise(exc: BaseException) -> NoReturn:
-    # `raise` sets __context__ to whatever is being handled further up; the block's own context must stay.
-    __tracebackhide__ = True
-    context = exc.__context__
-    try:
-        raise exc
-    finally:
-        exc.__context__ = context
-        del exc, context
+#: Gets its own scope, whose deadline it may set.
+Service: TypeAlias = Callable[[trio.CancelScope], Awaitable[None]]
 
 
 class Services:
-    """Starts the tasks of one connection; `open_services` makes it."""
-
-    __slots__ = ("_nursery", "_on_failure", "_scopes", "_stopped", "body_scope")
-
-    def __init__(
-        self,
-        nursery: trio.Nursery,
-        body_scope: trio.CancelScope,
-        on_failure: Callable[[Exception], None],
-    ) -> None:
-        self._nursery = nursery
-        self._on_failure = on_failure
-        self._scopes: list[trio.CancelScope] = []
-        self._stopped = False
-        #: covers the block, and nothing else
-        self.body_scope = body_scope
-
-    def start_soon(
-        self,
-        async_fn: Callable[[*Ts], Awaitable[object]],
-        *args: *Ts,
-        name: str | None = None,
-    ) -> None:
-        """Start a service; what it raises goes to ``on_failure``."""
-        # Not nursery.start(): under a pending cancellation started() does not move the task (trio#2544).
-        self._nursery.start_soon(self._run, async_fn, args, name=name or async_fn)
-
-    @trio.lowlevel.enable_ki_protection
-    async def _run(self, async_fn: Callable[..., Awaitable[object]], args: tuple[Any, ...]) -> None:
-        with trio.CancelScope(shield=True) as scope:
-            self._scopes.append(scope)
-            if self._stopped:
-                scope.cancel()
-            try:
-                await async_fn(*args)
-            except Exception as exc:
-                self._on_failure(exc)
-            finally:
-                self._scopes.remove(scope)
-
-    def stop(self) -> None:
-        """End all services."""
-        self._stopped = True
-        for scope in self._scopes:
-            scope.cancel()
-
-
-@asynccontextmanager
-async def open_services(
-    on_failure: Callable[[Exception], None],
-    goodbye: Callable[[BaseException | None], Awaitable[None]],
-    *,
-    body_scope: trio.CancelScope,
-) -> AsyncIterator[Services]:
-    """A block with services around it.
+    """A block with services around it: an async context manager.
 
     Args:
-        on_failure: gets what a service raised; must not raise.
-        goodbye: runs after the block, shielded, with what the block raised; it bounds itself. The services
-            still run then, and are stopped after it.
         body_scope: the scope to cover the block.
+        goodbye: runs after the block, shielded, with what the block raised; it bounds itself. The services still run
+            then, and are stopped after it.
+        on_failure: gets what a service raised; must not raise.
 
     Raises:
         InternalError: a service broke the rules.
     """
-    body_exc: BaseException | None = None
-    goodbye_exc: BaseException | None = None
-    try:
-        async with trio.open_nursery(strict_exception_groups=True) as nursery:
-            services = Services(nursery, body_scope, on_failure)
-            try:
-                with body_scope:
-                    try:
-                        yield services
-                    except BaseException as exc:
-                        body_exc = exc
-                        raise
-            except BaseException as exc:
-                body_exc = exc
-                swallowed = False
-            else:
-                # The scope caught its own Cancelled: goodbye gets to see it, our caller does not.
-                swallowed = True
-            try:
-                with trio.CancelScope(shield=True):
-                    await goodbye(body_exc)
-            except BaseException as exc:
-                goodbye_exc = exc
-            finally:
-                services.stop()
-            if swallowed:
-                body_exc = None
-    except BaseExceptionGroup as group:
-        if body_exc is not None and not isinstance(body_exc, trio.Cancelled):
-            group.add_note(f"the block itself had raised {body_exc!r}")
-        raise InternalError("a background task failed; please report this as a bug") from group
-    if goodbye_exc is not None and (body_exc is None or isinstance(goodbye_exc, KeyboardInterrupt)):
-        raise goodbye_exc from body_exc
-    if body_exc is not None:
-        _reraise(body_exc)
+
+    __slots__ = (
+        "_body_scope",
+        "_goodbye",
+        "_manager",
+        "_nursery",
+        "_on_failure",
+        "_scopes",
+        "_stopped",
+    )
+
+    def __init__(
+        self,
+        body_scope: trio.CancelScope,
+        goodbye: Callable[[BaseException | None], Awaitable[None]],
+        on_failure: Callable[[Exception], None],
+    ) -> None:
+        self._body_scope = body_scope
+        self._goodbye = goodbye
+        self._on_failure = on_failure
+        self._manager = trio.open_nursery(strict_exception_groups=True)
+        self._scopes: list[trio.CancelScope] = []
+        self._stopped = False
+
+    async def __aenter__(self) -> Services:
+        self._nursery = await self._manager.__aenter__()
+        self._body_scope.__enter__()
+        return self
+
+    def start_soon(self, service: Service, *, name: str) -> None:
+        """Start a service; what it raises goes to ``on_failure``."""
+        # Not nursery.start(): under a pending cancellation started() does not move the task (trio#2544).
+        self._nursery.start_soon(self._run, service, name=name)
+
+    @trio.lowlevel.enable_ki_protection
+    async def _run(self, service: Service) -> None:
+        again = True
+        while again and not self._stopped:
+            with trio.CancelScope(shield=True) as scope:
+                self._scopes.append(scope)
+                try:
+                    await service(scope)
+                except Exception as exc:
+                    self._on_failure(exc)
+                finally:
+                    self._scopes.remove(scope)
+            again = scope.cancelled_caught
+
+    async def __aexit__(
+        self,
+        exc_type: type[BaseException] | None,
+        exc: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> bool:
+        outcome = exc
+        try:
+            if self._body_scope.__exit__(exc_type, exc, traceback):
+                outcome = None
+        except BaseException as filtered:  # a group, less what the scope has caught
+            outcome = filtered
+        failure: BaseException | None = None
+        try:
+            with trio.CancelScope(shield=True):
+                await self._goodbye(exc)
+        except BaseException as raised:
+            failure = raised
+        self._stopped = True
+        for scope in self._scopes:
+            scope.cancel()
+        try:
+            await self._manager.__aexit__(None, None, None)
+        except BaseExceptionGroup as group:
+            if outcome is not None and not isinstance(outcome, trio.Cancelled):
+                group.add_note(f"the block itself had raised {outcome!r}")
+            raise InternalError("a background task failed; please report this as a bug") from group
+        if failure is not None and (outcome is None or isinstance(failure, KeyboardInterrupt)):
+            raise failure from outcome
+        if outcome is None or outcome is exc:
+            return outcome is None
+        raise outcome

@@ -9,7 +9,6 @@ from __future__ import annotations
 import errno
 import socket
 from collections.abc import Callable
-from itertools import islice
 from typing import Final, cast
 
 import trio
@@ -51,26 +50,33 @@ class SocketTransport(Transport):
             except OSError as exc:
                 raise _broken(exc) from exc
 
-    def send_nowait(self, data: bytes) -> int:
+    def _send(self, pieces: Pieces) -> None:
+        if len(pieces) == 1:
+            only = pieces[0]
+            sent = self._sock.send(only)
+            if sent == len(only):
+                pieces.clear()
+                return
+        else:
+            sent = self._sock.sendmsg(pieces[:_MAX_PIECES])
+        take(pieces, sent)
+
+    def send_nowait(self, pieces: Pieces) -> None:
         try:
-            return self._sock.send(data)
+            self._send(pieces)
         except OSError:
-            return 0  # full, or broken: either way the writer's next send_some finds out
+            return  # full, or broken: either way the writer's next send_some finds out
 
     async def send_some(self, pieces: Pieces) -> None:
         while True:
             await trio.lowlevel.wait_writable(self._sock)
             try:
-                if len(pieces) == 1:
-                    sent = self._sock.send(pieces[0])
-                else:
-                    sent = self._sock.sendmsg(list(islice(pieces, _MAX_PIECES)))
+                self._send(pieces)
+                return
             except (BlockingIOError, InterruptedError):
                 continue
             except OSError as exc:
                 raise _broken(exc) from exc
-            take(pieces, sent)
-            return
 
     async def send_eof(self) -> None:
         await trio.lowlevel.checkpoint()

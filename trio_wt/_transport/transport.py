@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections import deque
 from typing import Final, TypeAlias
 
 import trio
@@ -12,8 +11,8 @@ __all__ = ["CHUNK", "Address", "Pieces", "StreamTransport", "Transport", "take"]
 
 #: What a socket calls an address: (host, port, ...) for IP, a path for Unix, None where there is none.
 Address: TypeAlias = "tuple[str, int] | str | None"
-#: Bytes to send, in order; senders take from its left what they have sent.
-Pieces: TypeAlias = "deque[bytes | memoryview]"
+#: Bytes to send, in order; senders take from its beginning what they have sent.
+Pieces: TypeAlias = "list[bytes | memoryview]"
 
 #: How much one receive asks for, and how much one send to a stream carries.
 CHUNK: Final = 65536
@@ -43,9 +42,9 @@ class Transport(ABC):
             trio.ClosedResourceError: it was closed on this side.
         """
 
-    def send_nowait(self, data: bytes) -> int:
-        """Send what goes out without waiting: how many bytes did, perhaps none."""
-        return 0  # a stream's send_all cannot be tried
+    def send_nowait(self, pieces: Pieces) -> None:
+        """Send what goes out without waiting, perhaps nothing."""
+        return  # a stream's send_all cannot be tried
 
     @abstractmethod
     async def send_some(self, pieces: Pieces) -> None:
@@ -78,12 +77,15 @@ class Transport(ABC):
 
 def take(pieces: Pieces, size: int) -> None:
     """Drop the first ``size`` bytes."""
+    done = 0
     while size:
-        first = pieces.popleft()
+        first = pieces[done]
         if len(first) > size:
-            pieces.appendleft(memoryview(first)[size:])
-            return
+            pieces[done] = memoryview(first)[size:]
+            break
         size -= len(first)
+        done += 1
+    del pieces[:done]
 
 
 class StreamTransport(Transport):

@@ -286,7 +286,7 @@ async def open_websocket(
         raise HandshakeFailed(
             f"no WebSocket to {parsed.unix_path or parsed.authority} within {handshake_timeout} seconds"
         ) from None
-    async with connection.run():
+    async with connection:
         yield websocket
 
 
@@ -327,5 +327,5 @@ async def wrap_client_stream(
     except BaseException:
         await _abandon(transport)
         raise
-    async with connection.run():
+    async with connection:
         yield websocket

@@ -16,11 +16,9 @@ services then see the bytes out and close the transport by themselves, whether o
 
 from __future__ import annotations
 
-from collections import deque
-from collections.abc import AsyncIterator, Sequence
-from contextlib import asynccontextmanager
+from collections.abc import Sequence
 from math import inf
-from typing import TYPE_CHECKING
+from types import TracebackType
 
 import trio
 
@@ -29,7 +27,7 @@ from .._protocol.extensions import ExtensionCodec
 from .._protocol.frames import CloseCode
 from .._protocol.events import Closed, Pong, State
 from .._protocol.websocket import WebSocketProtocol
-from .._transport.services import open_services
+from .._transport.services import Services
 from .._transport.transport import Pieces, Transport
 from .._util import Wakeup
 from .inbox import Inbox
@@ -37,9 +35,6 @@ from .pings import PendingPing, Pings
 from .settings import Settings
 from .statistics import Statistics
 from .turns import Turns
-
-if TYPE_CHECKING:
-    from .._transport.services import Services
 
 __all__ = ["Connection"]
 
@@ -69,12 +64,15 @@ class Connection:
         "_drop_at",
         "_eof_sent",
         "_finished",
+        "_is_finished",
         "_in_flight",
         "_lost",
         "_probe_at",
         "_progress_at",
         "_reader_pause",
         "_receiver",
+        "_sending",
+        "_services",
         "_unsent",
         "_writer_idle",
         "_writer_scope",
@@ -127,11 +125,12 @@ class Connection:
         self._lost = False
         self._cause: BaseException | None = None
         # What the writer has taken from the protocol and not sent yet, and how many bytes that is.
-        self._unsent: Pieces = deque()
+        self._unsent: Pieces = []
         self._in_flight = 0
         self._writer_idle = Wakeup()
-        # While a send waits: its scope, and since when it has.
         self._writer_scope: trio.CancelScope | None = None
+        # Whether the writer waits for the transport to take something, and since when it has.
+        self._sending = False
         self._progress_at = -inf
         self._reader_pause = Wakeup()
         self._receiver = Wakeup()
@@ -139,7 +138,8 @@ class Connection:
         self._probe_at = -inf
         self._drop_at = inf
         self._eof_sent = False
-        self._finished = trio.Event()
+        self._is_finished = False
+        self._finished: trio.Event | None = None  # made by who waits
         self.turns = Turns(self._is_full)
         self.pings = Pings()
         if leading:
@@ -147,23 +147,28 @@ class Connection:
 
     # ---- the block
 
-    @asynccontextmanager
-    async def run(self) -> AsyncIterator[None]:
-        """The connection's block: its services run around it, and its end ends the connection."""
-        async with open_services(
-            self._service_failed, self._goodbye, body_scope=self.cancel_scope
-        ) as services:
-            self._start(services)
-            yield
+    async def __aenter__(self) -> None:
+        self._services = Services(self.cancel_scope, self._goodbye, self._service_failed)
+        await self._services.__aenter__()
+        self._services.start_soon(self._read, name="trio_wt reader")
+        self._services.start_soon(self._write, name="trio_wt writer")
 
-    def _start(self, services: Services) -> None:
-        services.start_soon(self._read, name="trio_wt reader")
-        services.start_soon(self._write, name="trio_wt writer")
+    async def __aexit__(
+        self,
+        exc_type: type[BaseException] | None,
+        exc: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> bool:
+        try:
+            return await self._services.__aexit__(exc_type, exc, traceback)
+        finally:
+            with trio.CancelScope(shield=True):
+                await self.transport.aclose(graceful=False)
 
     def _service_failed(self, exc: Exception) -> None:
         # A stream of the user's may raise anything.
         self._lose(exc)
-        self._writer_idle.wake()
+        self._finish()
 
     async def _goodbye(self, exc: BaseException | None) -> None:
         """Bounded by the close timeout: the writer drops the connection then, and says so."""
@@ -174,11 +179,11 @@ class Connection:
         else:
             code = CloseCode.INTERNAL_ERROR
         self.close_now(code, "")
-        await self._finished.wait()
+        await self.wait_finished()
 
     # ---- reading
 
-    async def _read(self) -> None:
+    async def _read(self, _: trio.CancelScope) -> None:
         protocol, transport = self.protocol, self.transport
         cause: BaseException | None = None
         await self._digest()
@@ -191,8 +196,7 @@ class Connection:
                     break
                 self.last_heard = trio.current_time()
                 self.bytes_received += len(data)
-                if self._writer_scope is not None:
-                    self._extend_patience()
+                self._move_deadline()
                 if protocol.closed is None:
                     protocol.receive_data(data)
                     self.pump()
@@ -303,72 +307,61 @@ class Connection:
         """Send what the protocol has, at once if nothing is queued, and leave the rest to the writer."""
         protocol = self.protocol
         if self._writer_idle.parked and not self._unsent:
-            pieces = protocol.take_outgoing()
-            data = pieces[0] if len(pieces) == 1 else b"".join(pieces)
-            sent = self.transport.send_nowait(data)
-            self.bytes_sent += sent
-            if sent == len(data):
-                if protocol.closed is None:
-                    return
-            else:
-                self._unsent.append(memoryview(data)[sent:])
-                self._in_flight = len(data) - sent
-        elif self._writer_scope is not None and trio.current_time() > self._progress_at + _STUCK:
+            self._take_outgoing()
+            self.transport.send_nowait(self._unsent)
+            left = sum(map(len, self._unsent)) if self._unsent else 0
+            self.bytes_sent += self._in_flight - left
+            self._in_flight = left
+            if not left and protocol.closed is None:
+                return
+        elif self._sending and trio.current_time() > self._progress_at + _STUCK:
             protocol.forget_old_pongs()
         self._writer_idle.wake()
 
     def _take_outgoing(self) -> None:
-        pieces = self.protocol.take_outgoing()
-        self._unsent.extend(pieces)
-        self._in_flight += sum(map(len, pieces))
+        self._in_flight += self.protocol.take_outgoing(self._unsent)
 
-    def _count_sent(self) -> None:
-        left = sum(map(len, self._unsent))
-        self.bytes_sent += self._in_flight - left
-        self._in_flight = left
-
-    async def _write(self) -> None:
+    async def _write(self, scope: trio.CancelScope) -> None:
+        """See everything out, and then close the transport. The scope's deadline is when something is due."""
+        self._writer_scope = scope
+        if trio.current_time() >= self._deadline():
+            self._due()
         try:
             while not self._is_over():
                 if self._unsent or self.protocol.has_outgoing:
-                    await self._send_unsent()
+                    await self._send_unsent(scope)
+                elif self.protocol.state is State.FAILED and not self._eof_sent:
+                    # Closing with unread bytes would reset the connection, and our Close might never be read.
+                    self._eof_sent = True
+                    await self.transport.send_eof()
                 else:
-                    await self._idle()
+                    scope.deadline = self._deadline()
+                    await self._writer_idle.park()
         except (trio.BrokenResourceError, trio.ClosedResourceError) as exc:
             self._lose(exc)
-        finally:
-            try:
-                await self.transport.aclose(graceful=self.protocol.state is State.CLOSED)
-            finally:
-                self._lose(None)
-                self._finished.set()
+        scope.deadline = inf
+        await self.transport.aclose(graceful=self.protocol.state is State.CLOSED)
+        self._lose(None)
+        self._finish()
 
-    async def _send_unsent(self) -> None:
+    async def _send_unsent(self, scope: trio.CancelScope) -> None:
         self._take_outgoing()
-        with trio.CancelScope() as scope:
-            self._writer_scope = scope
-            try:
-                while self._unsent:
-                    self._progress_at = trio.current_time()
-                    self._extend_patience()
-                    await self.transport.send_some(self._unsent)
-                    self._count_sent()
-            finally:
-                self._writer_scope = None
-        if scope.cancelled_caught:
+        self._sending = True
+        try:
+            while self._unsent:
+                self._progress_at = trio.current_time()
+                scope.deadline = self._deadline()
+                await self.transport.send_some(self._unsent)
+                left = sum(map(len, self._unsent))
+                self.bytes_sent += self._in_flight - left
+                self._in_flight = left
+        except trio.Cancelled:
             # Part of a frame may have gone: nothing can follow it.
             self._lose(trio.TooSlowError("the peer did not take what was sent"))
+            raise
+        finally:
+            self._sending = False
         self.turns.room_changed()
-
-    def _extend_patience(self) -> None:
-        """While a send is stuck, progress and signs of life put off the moment to give up."""
-        assert self._writer_scope is not None
-        self._writer_scope.deadline = min(self._drop_at, trio.current_time() + self._patience)
-
-    @property
-    def _patience(self) -> float:
-        interval, timeout = self.settings.ping_interval, self.settings.ping_timeout
-        return inf if interval is None or timeout is None else interval + timeout
 
     def _is_over(self) -> bool:
         """Whether nothing is left to do but to close the transport."""
@@ -379,38 +372,33 @@ class Connection:
         # RFC 6455 section 7.1.1: the server closes first, and the client waits for that.
         return self.protocol.state is State.CLOSED and not self._client
 
-    async def _idle(self) -> None:
-        """Wait until there is something to send, or something is due, and do what is due."""
-        if self.protocol.state is State.FAILED and not self._eof_sent:
-            # Closing with unread bytes would reset the connection, and our Close might never be read.
-            self._eof_sent = True
-            await self.transport.send_eof()
-            return
-        deadline = self._deadline()
-        if deadline == inf:
-            await self._writer_idle.park()
-            return
-        with trio.CancelScope(deadline=deadline) as scope:
-            await self._writer_idle.park()
-        if scope.cancelled_caught:
-            self._due()
+    @property
+    def _patience(self) -> float:
+        interval, timeout = self.settings.ping_interval, self.settings.ping_timeout
+        return inf if interval is None or timeout is None else interval + timeout
 
     def _deadline(self) -> float:
+        """When the writer has something to do though nothing happens, or is to give up."""
         interval, timeout = self.settings.ping_interval, self.settings.ping_timeout
+        if self._sending:
+            # While a send is stuck, progress and signs of life put it off.
+            return min(self._drop_at, max(self._progress_at, self.last_heard) + self._patience)
         if self._drop_at != inf:
             return self._drop_at
-        if (
-            self.protocol.state is not State.OPEN
-        ):  # half-closed: nothing may be sent, a ping neither
-            return self.last_heard + self._patience
+        if self.protocol.state is not State.OPEN:
+            return self.last_heard + self._patience  # half-closed: not even a ping may be sent
         if self._probe_at < self.last_heard:
             return inf if interval is None else self.last_heard + interval
         return inf if timeout is None else self._probe_at + timeout
 
+    def _move_deadline(self) -> None:
+        """What `_deadline` says has changed while a send is stuck."""
+        if self._sending and self._writer_scope is not None:
+            self._writer_scope.deadline = self._deadline()
+
     def _due(self) -> None:
+        """The deadline has passed: ping, or give up."""
         now = trio.current_time()
-        if self._deadline() > now:
-            return  # something has been heard meanwhile
         if self._drop_at != inf:
             self._lose(trio.TooSlowError("the peer did not finish the closing handshake in time"))
         elif self._reader_pause.parked:
@@ -507,12 +495,19 @@ class Connection:
 
     async def wait_finished(self) -> None:
         """Wait until the transport is closed."""
-        await self._finished.wait()
+        if not self._is_finished:
+            if self._finished is None:
+                self._finished = trio.Event()
+            await self._finished.wait()
+
+    def _finish(self) -> None:
+        self._is_finished = True
+        if self._finished is not None:
+            self._finished.set()
 
     def _set_drop_deadline(self) -> None:
         self._drop_at = min(self._drop_at, trio.current_time() + self.settings.close_timeout)
-        if self._writer_scope is not None:
-            self._extend_patience()
+        self._move_deadline()
 
     def _ended(self) -> None:
         """The protocol has said `Closed`: from now on everybody is told so."""

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from codecs import IncrementalDecoder, getincrementaldecoder
-from collections import deque
 
 from .._protocol.events import Fragment
 
@@ -86,7 +85,7 @@ class Inbox:
     def __init__(self, max_messages: int, max_bytes: int) -> None:
         self._max_messages = max_messages
         self._max_bytes = max_bytes
-        self._queue: deque[str | bytes | Assembly] = deque()
+        self._queue: list[str | bytes | Assembly] = []
         self._size = 0  # of the whole messages
         self._arriving: Assembly | None = None
         self._streamed: Assembly | None = None
@@ -145,7 +144,7 @@ class Inbox:
         """The next message, if all of it is there."""
         if not self._queue or isinstance(self._queue[0], Assembly):
             return None
-        message = self._queue.popleft()
+        message = self._queue.pop(0)
         assert not isinstance(message, Assembly)
         self._size -= weight(message)
         return message
@@ -180,7 +179,7 @@ class Inbox:
 
     def stream(self) -> Assembly:
         """The next message, to be taken in pieces; `release` it before anything else is taken."""
-        head = self._queue.popleft()
+        head = self._queue.pop(0)
         if not isinstance(head, Assembly):
             self._size -= weight(head)
             assembly = Assembly(isinstance(head, str))

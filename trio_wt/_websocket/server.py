@@ -239,7 +239,7 @@ async def wrap_server_stream(
         except (_Refused, trio.BrokenResourceError) as exc:
             raise HandshakeFailed(f"no WebSocket was opened: {exc}") from None
         connection, websocket = _connect(transport, accepted, policy)
-        async with connection.run():
+        async with connection:
             yield websocket
     finally:
         with trio.CancelScope(shield=True):
@@ -261,49 +261,62 @@ class _Server:
         self._policy = policy
         self._ssl_context = ssl_context
         self._raise_errors = raise_errors
-        self._scopes: set[trio.CancelScope] = set()
+        # Handshakes under way, and connections; both until their tasks are done with them.
+        self._handshakes: set[trio.CancelScope] = set()
         self._connections: set[Connection] = set()
         self._closing = False
         self._idle = trio.Event()
 
     async def serve(self, stream: trio.abc.Stream) -> None:
         """One connection from its first byte to its last."""
+        opened = await self._shake_hands(stream)
+        if opened is None:
+            return
+        connection, websocket = opened
+        self._connections.add(connection)
+        try:
+            async with connection:
+                if self._closing:
+                    connection.start_close(CloseCode.GOING_AWAY, _GOODBYE)
+                del opened, stream  # an idle connection lives in this frame
+                await self._handler(websocket)
+        except Exception as exc:
+            if self._raise_errors:
+                raise
+            if not _is_only_closed(exc):
+                logger.exception("a WebSocket handler failed; its connection got code 1011")
+        finally:
+            self._connections.discard(connection)
+            self._check_idle()
+
+    async def _shake_hands(self, stream: trio.abc.Stream) -> tuple[Connection, WebSocket] | None:
+        """TLS and the opening handshake; None if no WebSocket came of it, and the stream is closed."""
+        connection = None
         with trio.CancelScope() as scope:
-            self._scopes.add(scope)
+            self._handshakes.add(scope)
             try:
-                await self._serve(stream)
+                if self._ssl_context is not None:
+                    stream = await self._start_tls(stream, self._ssl_context)
+                transport = transport_of(stream, owned=True)
+                try:
+                    accepted = await _handshake(transport, self._policy)
+                    connection, websocket = _connect(transport, accepted, self._policy)
+                finally:
+                    if connection is None:
+                        with trio.CancelScope(shield=True):
+                            await transport.aclose(graceful=False)
             except _Refused as exc:
                 logger.debug("no WebSocket opened: %s", exc)
             except trio.BrokenResourceError as exc:
                 logger.debug("a connection broke in its handshake: %s", exc)
             finally:
-                self._scopes.discard(scope)
-                if self._closing and not self._scopes:
-                    self._idle.set()
+                self._handshakes.discard(scope)
+                self._check_idle()
+        return None if connection is None else (connection, websocket)
 
-    async def _serve(self, stream: trio.abc.Stream) -> None:
-        if self._ssl_context is not None:
-            stream = await self._start_tls(stream, self._ssl_context)
-        transport = transport_of(stream, owned=True)
-        try:
-            accepted = await _handshake(transport, self._policy)
-            connection, websocket = _connect(transport, accepted, self._policy)
-            self._connections.add(connection)
-            try:
-                async with connection.run():
-                    if self._closing:
-                        connection.start_close(CloseCode.GOING_AWAY, _GOODBYE)
-                    await self._handler(websocket)
-            except Exception as exc:
-                if self._raise_errors:
-                    raise
-                if not _is_only_closed(exc):
-                    logger.exception("a WebSocket handler failed; its connection got code 1011")
-            finally:
-                self._connections.discard(connection)
-        finally:
-            with trio.CancelScope(shield=True):
-                await transport.aclose(graceful=False)
+    def _check_idle(self) -> None:
+        if self._closing and not self._handshakes and not self._connections:
+            self._idle.set()
 
     async def _start_tls(
         self, stream: trio.abc.Stream, ssl_context: ssl.SSLContext
@@ -326,13 +339,12 @@ class _Server:
         for connection in list(self._connections):
             if connection.send_error() is None:
                 connection.start_close(CloseCode.GOING_AWAY, _GOODBYE)
-        if self._scopes:
-            with trio.move_on_after(timeout):
-                await self._idle.wait()
-        for scope in list(self._scopes):
-            scope.cancel()
-        if self._scopes:
+        self._check_idle()
+        with trio.move_on_after(timeout):
             await self._idle.wait()
+        for scope in [*self._handshakes, *(c.cancel_scope for c in self._connections)]:
+            scope.cancel()
+        await self._idle.wait()
 
 
 def _is_only_closed(exc: Exception) -> bool:

@@ -25,9 +25,10 @@ class Turns:
     def __init__(self, is_full: Callable[[], bool]) -> None:
         self.fragmenting = False
         self._is_full = is_full
-        # Room only: for fragments and pings. A turn: for whoever begins a message.
-        self._room = trio.lowlevel.ParkingLot()
-        self._turns = trio.lowlevel.ParkingLot()
+        # Room only: for fragments and pings. A turn: for whoever begins a message. Made when first needed, since most
+        # connections never make anybody wait.
+        self._room: trio.lowlevel.ParkingLot | None = None
+        self._turns: trio.lowlevel.ParkingLot | None = None
         # Somebody was woken for a turn and has not run yet: whoever comes now queues behind.
         self._granted = False
 
@@ -41,6 +42,8 @@ class Turns:
         if not self._is_full():
             await trio.lowlevel.checkpoint_if_cancelled()
             return False
+        if self._room is None:
+            self._room = trio.lowlevel.ParkingLot()
         while self._is_full():
             await self._room.park()
         return True
@@ -53,6 +56,8 @@ class Turns:
         if not self.must_queue:
             await trio.lowlevel.checkpoint_if_cancelled()
             return False
+        if self._turns is None:
+            self._turns = trio.lowlevel.ParkingLot()
         while True:
             await self._turns.park()
             self._granted = False
@@ -62,7 +67,8 @@ class Turns:
     def room_changed(self) -> None:
         """The buffer has drained, or the connection has ended: wake who can go on now."""
         if not self._is_full():
-            self._room.unpark_all()
+            if self._room is not None:
+                self._room.unpark_all()
             self.pass_on()
 
     def pass_on(self) -> None:
