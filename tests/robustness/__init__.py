@@ -1,0 +1,1 @@
+"""Attacks on servers and clients through the public interface."""
