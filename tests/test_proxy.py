@@ -6,7 +6,7 @@ import urllib.request
 from urllib.parse import quote
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from trio_wt._transport.proxy import Proxy, proxy_for
@@ -110,6 +110,7 @@ def test_repr_and_str_hide_the_password() -> None:
     assert str(proxy) == "http://[::1]:8"
 
 
+@settings(deadline=None)
 @given(st.text() | st.builds("{}://{}".format, st.sampled_from(["http", "socks5"]), st.text()))
 def test_parse_raises_nothing_but_value_error(text: str) -> None:
     try:
@@ -122,6 +123,7 @@ def test_parse_raises_nothing_but_value_error(text: str) -> None:
 _PRINTABLE = st.text(st.characters(min_codepoint=33, max_codepoint=126), min_size=1, max_size=255)
 
 
+@settings(deadline=None)
 @given(
     scheme=st.sampled_from(["http", "https", "socks5", "socks5h"]),
     host=st.from_regex(r"[a-z][a-z0-9-]{0,20}(\.[a-z]{2,5})?", fullmatch=True)
@@ -232,6 +234,7 @@ _ENTRIES = st.builds(
 )
 
 
+@settings(deadline=None)
 @given(_NAMES, st.lists(_ENTRIES, max_size=4).map(",".join))
 def test_no_proxy_means_what_it_means_to_urllib(host: str, no_proxy: str) -> None:
     environ = {"all_proxy": "http://proxy.test", "no_proxy": no_proxy}
@@ -239,6 +242,7 @@ def test_no_proxy_means_what_it_means_to_urllib(host: str, no_proxy: str) -> Non
     assert (proxy_for("ws", host, 8, "environment", environ) is None) is bool(expected)
 
 
+@settings(deadline=None)
 @given(st.text(), st.sampled_from(["example.com", "10.0.0.1", "::1", "fe80::1%eth0"]))
 def test_no_proxy_may_be_nonsense(no_proxy: str, host: str) -> None:
     proxy_for("ws", host, 80, "environment", {"all_proxy": "http://p", "no_proxy": no_proxy})

@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING
 
 import trio
 
+from ._util import safe_text
+
 if TYPE_CHECKING:
     from ._headers import Headers
 
@@ -54,7 +56,7 @@ class ConnectionClosed(TrioWTError):
 
     def __str__(self) -> str:
         who = "the peer" if self.remote else "this side"
-        because = f": {self.reason}" if self.reason else ""
+        because = f": {safe_text(self.reason)}" if self.reason else ""
         if self.code == 1006:
             return f"the connection was lost without a closing handshake (1006){because}"
         return f"{who} closed the connection with code {self.code}{because}"

@@ -163,13 +163,15 @@ async def socket_server(
 ) -> AsyncIterator[Server]:
     """A server on a loopback socket.
 
-    A bystander echoes while the block runs; afterwards a new connection must open, all connections must be gone, and
-    the server must return.
+    A bystander echoes while the block runs. Afterwards all peers are closed; then a new connection must open, nothing of
+    the others may be left, and the server must return.
     """
     port = 0
+    peers: list[RawPeer] = []
 
     async def connect() -> RawPeer:
-        return RawPeer(await trio.open_tcp_stream("127.0.0.1", port))
+        peers.append(RawPeer(await trio.open_tcp_stream("127.0.0.1", port)))
+        return peers[-1]
 
     with trio.fail_after(60):
         async with (
@@ -181,8 +183,13 @@ async def socket_server(
             async with trio.open_nursery() as nursery:
                 if bystander:
                     await nursery.start(_stand_by, server)
-                yield server
-                nursery.cancel_scope.cancel()
+                try:
+                    yield server
+                finally:
+                    nursery.cancel_scope.cancel()
+                    with trio.CancelScope(shield=True):
+                        for peer in peers:
+                            await peer.aclose()
             await server.still_serves()
             await settled(tasks, before)
 

@@ -42,11 +42,11 @@ def test_defaults_are_the_documented_ones() -> None:
     assert settings.close_timeout == 5
     assert (settings.ping_interval, settings.ping_timeout) == (20, 20)
     assert settings.compression == trio_wt.Deflate()
-    for function in (trio_wt.open_websocket, trio_wt.wrap_client_stream):
-        assert inspect.signature(function).parameters["handshake_timeout"].default == 10
-    for function in (trio_wt.serve_websocket, trio_wt.wrap_server_stream):
-        assert inspect.signature(function).parameters["handshake_timeout"].default == 10
-        assert inspect.signature(function).parameters["origins"].default == "same-host"
+    for client in (trio_wt.open_websocket, trio_wt.wrap_client_stream):
+        assert inspect.signature(client).parameters["handshake_timeout"].default == 10
+    for server in (trio_wt.serve_websocket, trio_wt.wrap_server_stream):
+        assert inspect.signature(server).parameters["handshake_timeout"].default == 10
+        assert inspect.signature(server).parameters["origins"].default == "same-host"
 
 
 # ---- opening handshake: 10 s, absolute, then 408
@@ -327,8 +327,8 @@ async def test_socket_is_not_read_past_the_mark(size: int) -> None:
         figures = sockets[0].statistics()
         assert figures.queued_messages <= 16
         assert figures.queued_bytes <= 2 * MIB
-        assert figures.unparsed_bytes <= 2 * 65536
-        assert figures.bytes_received <= 3 * MIB
+        assert figures.unparsed_bytes <= MIB + 2 * 65536
+        assert figures.bytes_received <= 3 * MIB + 2 * 65536
         go.set()
         # The last burst was cut somewhere: what is left of a message cannot be finished.
         with trio.move_on_after(5):

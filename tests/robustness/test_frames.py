@@ -327,7 +327,9 @@ async def test_close_reason_is_shown_safely(reason: str, log: Log) -> None:
     assert repr(caught.value).isprintable()
 
 
-@given(data=st.binary(max_size=300), piece=st.sampled_from([1, 5, 2**20]), ours=st.sampled_from(SIDES))
+@given(
+    data=st.binary(max_size=300), piece=st.sampled_from([1, 5, 2**20]), ours=st.sampled_from(SIDES)
+)
 @settings(
     max_examples=100,
     deadline=None,

@@ -121,9 +121,7 @@ WRONG = {
     "list of subprotocols": upgrades("Sec-WebSocket-Protocol: a, b"),
     "subprotocol in other case": upgrades("Sec-WebSocket-Protocol: A"),
     "extension not offered": upgrades("Sec-WebSocket-Extensions: x-webkit-deflate-frame"),
-    "extension twice": upgrades(
-        "Sec-WebSocket-Extensions: permessage-deflate, permessage-deflate"
-    ),
+    "extension twice": upgrades("Sec-WebSocket-Extensions: permessage-deflate, permessage-deflate"),
     "unknown parameter": upgrades("Sec-WebSocket-Extensions: permessage-deflate; x=1"),
     "window too large": upgrades(
         "Sec-WebSocket-Extensions: permessage-deflate; server_max_window_bits=15"

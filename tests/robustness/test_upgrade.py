@@ -270,6 +270,21 @@ async def test_peer_leaves_in_the_middle_of_its_head() -> None:
             assert got == b"" if not cut else parse_answer(got).status == 400
 
 
+@pytest.mark.parametrize("data", [b"nonsense\r\n\r\n", b"GET / HTTP/1.1\r\nHost: a\r\n\r\n"])
+async def test_refused_peer_that_stays_is_dropped(data: bytes) -> None:
+    """It may take two seconds to read the answer, whatever else it sends."""
+    async with memory_server() as server:
+        peer = await server.connect()
+        await peer.send(data)
+        start = trio.current_time()
+        with pytest.raises(trio.BrokenResourceError):
+            while trio.current_time() - start < 10:
+                await peer.send(b"more")
+                await trio.sleep(0.05)
+        assert trio.current_time() - start <= 2.1
+        assert parse_answer(await peer.rest()).status in (400, 426)
+
+
 @pytest.mark.real_clock
 async def test_answer_arrives_although_the_peer_goes_on_sending() -> None:
     """Closing a socket with unread bytes resets it, and the answer with it (RFC 9112 section 9.6)."""

@@ -67,9 +67,10 @@ class ExtensionCodec(ABC):
         """Transform back a piece of a message whose first frame had `rsv` set.
 
         Args:
-            data: the next piece, cut anywhere, at most 1 KiB long.
+            data: the next piece, cut anywhere; at most 1 KiB as it came, and whatever an extension before this one
+                made of that.
             final: whether the message ends with it.
-            max_length: how many bytes may come out, None for no limit.
+            max_length: how many bytes may come out; None for no limit, also where another extension comes next.
 
         Returns:
             the bytes that came out; more than ``max_length`` means the message is too big, and the codec is not
@@ -167,7 +168,8 @@ def agree_as_server(value: str, supported: Iterable[Extension]) -> list[Extensio
     used = 0
     for extension in supported:
         for name, parameters in offers:
-            codec = extension.accept(parameters) if name == extension.name else None
+            matches = name == extension.name.lower()
+            codec = extension.accept(parameters) if matches else None
             if codec is not None and not codec.rsv & used:
                 used |= codec.rsv
                 chosen.append(codec)
@@ -183,7 +185,7 @@ def agree_as_client(value: str, offered: Sequence[Extension]) -> list[ExtensionC
         ExtensionError: it has an extension that was not offered, or one twice, or does not fit the offer.
     """
     chosen: list[ExtensionCodec] = []
-    left = {extension.name: extension for extension in offered}
+    left = {extension.name.lower(): extension for extension in offered}
     used = 0
     for name, parameters in parse_extensions(value):
         extension = left.pop(name, None)

@@ -97,6 +97,13 @@ class FrameParser:
         self._buffer = self._buffer[self._pos :] + data if self._pos < len(self._buffer) else data
         self._pos = 0
 
+    def compact(self) -> None:
+        """Let go of the bytes that were parsed; what is left is less than a frame's header or a control frame."""
+        if self._pos:
+            self._scanned = max(self._scanned - self._pos, 0)
+            self._buffer = self._buffer[self._pos :]
+            self._pos = 0
+
     def stop(self) -> None:
         """Drop what was not parsed, and take nothing more."""
         self._stopped = True
@@ -299,13 +306,14 @@ class FrameParser:
         room = None
         if self._max_message_size is not None:
             room = self._max_message_size - self._message_size
-        for codec in reversed(self._encoded):
-            try:
-                data = codec.decode(data, final=final, max_length=room)
-            except ExtensionError as exc:
-                raise Violation(CloseCode.INVALID_DATA, str(exc)) from None
-            if room is not None and len(data) > room:
-                self._too_big()
+        try:
+            for codec in self._encoded[:0:-1]:
+                data = codec.decode(data, final=final, max_length=None)
+            data = self._encoded[0].decode(data, final=final, max_length=room)
+        except ExtensionError as exc:
+            raise Violation(CloseCode.INVALID_DATA, str(exc)) from None
+        if room is not None and len(data) > room:
+            self._too_big()
         return data
 
     def _too_big(self) -> NoReturn:

@@ -39,6 +39,8 @@ _TEXT_WHOLE: Final = FIN | Opcode.TEXT
 _BINARY_WHOLE: Final = FIN | Opcode.BINARY
 # How many pings that come at once are answered one by one; of more only the newest is.
 _MAX_PONGS: Final = 16
+# Frames are joined up to so many bytes: one copy more, several system calls less.
+_SMALL: Final = 65536
 
 
 class LocalStateError(Exception):
@@ -143,6 +145,9 @@ class WebSocketProtocol:
         except Violation as violation:
             self._deferred = violation
         else:
+            if hungry:
+                # An idle connection must not hold what it once received.
+                self._parser.compact()
             if hungry and self._eof and not found:
                 # Section 7.1.5: no Close frame from the peer makes it 1006, whatever we sent.
                 self._end(Input.EOF, Closed(CloseCode.ABNORMAL, "", remote=True), found)
@@ -151,7 +156,7 @@ class WebSocketProtocol:
     @property
     def end_pending(self) -> bool:
         """Whether the peer's Close, or its violation, was found, and the next `events` will end the connection."""
-        return self._deferred is not None
+        return self._deferred is not None and self.closed is None
 
     def _apply_deferred(self, found: list[Event]) -> None:
         if isinstance(self._deferred, Violation):
@@ -229,6 +234,15 @@ class WebSocketProtocol:
         """The peer does not take what is sent: keep the newest pong only (section 5.5.3)."""
         del self._pongs_owed[:-1]
 
+    def take_only_piece(self) -> bytes | None:
+        """As `take_outgoing`, if all that is to be sent makes one small piece; None if not, and nothing is taken."""
+        if self._pongs_owed or not 0 < self.outgoing_size <= _SMALL:
+            return None
+        data = self.outgoing[0] if len(self.outgoing) == 1 else b"".join(self.outgoing)
+        self.outgoing.clear()
+        self.outgoing_size = 0
+        return data
+
     def take_outgoing(self, into: list[bytes | memoryview]) -> int:
         """Hand over what is to be sent now; from here on it is the caller's to send.
 
@@ -270,14 +284,16 @@ class WebSocketProtocol:
         Raises:
             LocalStateError: Close was sent or received, or a message is being sent in fragments.
         """
-        self._check_open()
-        if self._sending_opcode:
+        if self.state is not State.OPEN or self._sending_opcode:
+            self._check_open()
             raise LocalStateError("a message is being sent in fragments")
         first_byte = _TEXT_WHOLE if text else _BINARY_WHOLE
         if self.codecs:
             reserved, payload = self._encode(payload, first=True, final=True, compress=compress)
             first_byte |= reserved
-        self._push(first_byte, payload)
+        frame = encode_frame(first_byte, payload, self._keys)
+        self.outgoing += frame
+        self.outgoing_size += len(frame[0]) if len(frame) == 1 else sum(map(len, frame))
 
     def send_shared(
         self, payload: bytes, *, text: bool, frame: list[bytes] | None

@@ -13,12 +13,14 @@ from typing import Final, cast
 
 import trio
 
-from .transport import CHUNK, Address, Pieces, StreamTransport, Transport, take
+from .transport import CHUNK, Address, Interrupted, Pieces, StreamTransport, Transport, take
 
 __all__ = ["SocketTransport", "transport_of"]
 
 # Below the system's limit on elements of one sendmsg() everywhere (POSIX promises 16, Linux has 1024).
 _MAX_PIECES: Final = 256
+# What a read asks for while data stream in.
+_MOST: Final = 16 * CHUNK
 
 
 class SocketTransport(Transport):
@@ -29,26 +31,41 @@ class SocketTransport(Transport):
         peer: the peer's address; asked from the socket if not given.
     """
 
-    __slots__ = ("_sock",)
+    __slots__ = ("_ask_for", "_sock")
 
     def __init__(self, sock: socket.socket, peer: Address = None) -> None:
         sock.setblocking(False)
         self._sock = sock
+        self._ask_for = CHUNK
         self.peer = peer if peer is not None else _address(sock.getpeername)
         self.local = _address(sock.getsockname)
         if sock.family != socket.AF_UNIX:
             # Small messages must not wait for the peer's delayed ACK (RFC 896, Nagle).
             sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, True)
 
+    interruptible = True
+
+    def interrupt(self) -> None:
+        # Wakes everybody who waits for the socket; who was not meant waits again.
+        trio.lowlevel.notify_closing(self._sock)
+
     async def receive(self) -> bytes:
         while True:
-            await trio.lowlevel.wait_readable(self._sock)
             try:
-                return self._sock.recv(CHUNK)
+                await trio.lowlevel.wait_readable(self._sock)
+            except trio.ClosedResourceError:
+                if self._sock.fileno() == -1:
+                    raise
+                raise Interrupted from None
+            try:
+                data = self._sock.recv(self._ask_for)
             except (BlockingIOError, InterruptedError):
                 continue
             except OSError as exc:
                 raise _broken(exc) from exc
+            # A full read means that more is there, and every wake-up saved counts.
+            self._ask_for = _MOST if len(data) >= CHUNK else CHUNK
+            return data
 
     def _send(self, pieces: Pieces) -> None:
         if len(pieces) == 1:
@@ -61,20 +78,23 @@ class SocketTransport(Transport):
             sent = self._sock.sendmsg(pieces[:_MAX_PIECES])
         take(pieces, sent)
 
-    def send_nowait(self, pieces: Pieces) -> None:
+    def send_nowait(self, data: bytes) -> int:
         try:
-            self._send(pieces)
+            return self._sock.send(data)
         except OSError:
-            return  # full, or broken: either way the writer's next send_some finds out
+            return 0  # full, or broken: either way the writer's next send_some finds out
 
     async def send_some(self, pieces: Pieces) -> None:
         while True:
-            await trio.lowlevel.wait_writable(self._sock)
             try:
+                await trio.lowlevel.wait_writable(self._sock)
                 self._send(pieces)
                 return
             except (BlockingIOError, InterruptedError):
                 continue
+            except trio.ClosedResourceError:
+                if self._sock.fileno() == -1:
+                    raise
             except OSError as exc:
                 raise _broken(exc) from exc
 

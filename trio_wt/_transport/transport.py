@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from typing import Final, TypeAlias
+from typing import ClassVar, Final, TypeAlias
 
 import trio
 
-__all__ = ["CHUNK", "Address", "Pieces", "StreamTransport", "Transport", "take"]
+__all__ = ["CHUNK", "Address", "Interrupted", "Pieces", "StreamTransport", "Transport", "take"]
 
 #: What a socket calls an address: (host, port, ...) for IP, a path for Unix, None where there is none.
 Address: TypeAlias = "tuple[str, int] | str | None"
@@ -20,18 +20,28 @@ CHUNK: Final = 65536
 _FAREWELL: Final = 1.0
 
 
+class Interrupted(Exception):
+    """`Transport.interrupt` ended a receive; nothing was received."""
+
+
 class Transport(ABC):
     """A pair of byte streams with a connection's reader on one end and its writer on the other.
 
     Attributes:
         peer: the peer's address, where it is known.
         local: this side's address.
+        interruptible: whether `interrupt` works.
     """
 
     __slots__ = ("local", "peer")
 
     peer: Address
     local: Address
+    interruptible: ClassVar[bool] = False
+
+    def interrupt(self) -> None:
+        """Make a `receive` that waits raise `Interrupted`."""
+        raise TypeError("this transport cannot be interrupted")
 
     @abstractmethod
     async def receive(self) -> bytes:
@@ -42,9 +52,9 @@ class Transport(ABC):
             trio.ClosedResourceError: it was closed on this side.
         """
 
-    def send_nowait(self, pieces: Pieces) -> None:
-        """Send what goes out without waiting, perhaps nothing."""
-        return  # a stream's send_all cannot be tried
+    def send_nowait(self, data: bytes) -> int:
+        """Send what goes out without waiting: how many bytes did, perhaps none."""
+        return 0  # a stream's send_all cannot be tried
 
     @abstractmethod
     async def send_some(self, pieces: Pieces) -> None:

@@ -25,13 +25,15 @@ import trio
 from .._errors import ConnectionClosed, ConnectionClosedError, ConnectionClosedOK
 from .._protocol.extensions import ExtensionCodec
 from .._protocol.frames import CloseCode
-from .._protocol.events import Closed, Pong, State
+from .._protocol.events import Closed, Event, Pong, State
 from .._protocol.websocket import WebSocketProtocol
 from .._transport.services import Services
-from .._transport.transport import Pieces, Transport
+from .._transport.transport import Transport
 from .._util import Wakeup
 from .inbox import Inbox
+from .outbox import Outbox
 from .pings import PendingPing, Pings
+from .reading import Readership
 from .settings import Settings
 from .statistics import Statistics
 from .turns import Turns
@@ -42,8 +44,6 @@ __all__ = ["Connection"]
 _LOOK_AHEAD = 65536
 # How long messages may still be answered when the peer's Close, or its violation, has come behind them.
 _LAST_WORDS = 0.2
-# A send that has waited so long makes older pongs superfluous.
-_STUCK = 0.1
 _CLEAN_CODES = {CloseCode.NORMAL, CloseCode.GOING_AWAY, CloseCode.NO_STATUS}
 
 
@@ -65,26 +65,22 @@ class Connection:
         "_eof_sent",
         "_finished",
         "_is_finished",
-        "_in_flight",
+        "_gone_away",
         "_lost",
         "_probe_at",
-        "_progress_at",
         "_reader_pause",
-        "_receiver",
-        "_sending",
+        "_readership",
         "_services",
-        "_unsent",
-        "_writer_idle",
         "_writer_scope",
         "answering",
         "bytes_received",
-        "bytes_sent",
         "cancel_scope",
         "closed_here",
         "inbox",
         "last_heard",
         "messages_received",
         "messages_sent",
+        "outbox",
         "pings",
         "protocol",
         "settings",
@@ -116,26 +112,20 @@ class Connection:
         self.closed_here = False
         self.last_heard = trio.current_time()
         self.bytes_received = len(leading)
-        self.bytes_sent = 0
         self.messages_received = 0
         self.messages_sent = 0
         self._client = client
         self.transport = transport
         # The transport carries nothing more, for this reason if there is one to tell.
+        self._gone_away: ConnectionClosed | None = None
         self._lost = False
         self._cause: BaseException | None = None
-        # What the writer has taken from the protocol and not sent yet, and how many bytes that is.
-        self._unsent: Pieces = []
-        self._in_flight = 0
-        self._writer_idle = Wakeup()
+        self.outbox = Outbox(self.protocol, transport)
         self._writer_scope: trio.CancelScope | None = None
-        # Whether the writer waits for the transport to take something, and since when it has.
-        self._sending = False
-        self._progress_at = -inf
         self._reader_pause = Wakeup()
-        self._receiver = Wakeup()
-        # When the keepalive's ping went out that nothing has come after; when to drop the connection.
-        self._probe_at = -inf
+        self._readership = Readership(transport)
+        # When the keepalive's ping went out that nothing has come after; when to drop the connection; inf for none.
+        self._probe_at = inf
         self._drop_at = inf
         self._eof_sent = False
         self._is_finished = False
@@ -184,46 +174,59 @@ class Connection:
     # ---- reading
 
     async def _read(self, _: trio.CancelScope) -> None:
-        protocol, transport = self.protocol, self.transport
-        cause: BaseException | None = None
-        await self._digest()
+        protocol, readership = self.protocol, self._readership
+        self.pump()
         try:
-            while True:
-                while protocol.unparsed >= _LOOK_AHEAD:
+            while not self._lost:
+                if protocol.end_pending:
+                    await self._digest()
+                elif protocol.unparsed >= _LOOK_AHEAD:
                     await self._reader_pause.park()
-                data = await transport.receive()
-                if not data:
-                    break
-                self.last_heard = trio.current_time()
-                self.bytes_received += len(data)
-                self._move_deadline()
-                if protocol.closed is None:
-                    protocol.receive_data(data)
-                    self.pump()
-                    if protocol.end_pending:
-                        await self._digest()
+                elif readership.lent:
+                    await readership.stand_by()
+                elif self._arrived(await self.transport.receive()):
+                    readership.lend()
         except (trio.BrokenResourceError, trio.ClosedResourceError) as exc:
-            cause = exc
-        self._lose(cause)
+            self._lose(exc)
+
+    def _arrived(self, data: bytes) -> bool:
+        """Take what was read; whether that woke a task that waited for it."""
+        return self._take_in(data) and self.pump()
+
+    def _take_in(self, data: bytes) -> bool:
+        """Feed the protocol; whether there is something to parse."""
+        if not data:
+            self._lose(None)
+            return False
+        self.last_heard = trio.current_time()
+        self._probe_at = inf
+        self.bytes_received += len(data)
+        if self.outbox.sending:
+            self._move_deadline()
+        if self.protocol.closed is not None:
+            return False
+        self.protocol.receive_data(data)
+        return True
 
     async def _digest(self) -> None:
-        """Hand out what has arrived; before an end, give the application a moment for what came before."""
-        self.pump()
-        if self.protocol.end_pending and self.protocol.closed is None:
-            with trio.move_on_after(_LAST_WORDS):
-                await self._reader_pause.park()
-            self.pump(end=True)
+        """Before an end: give the application a moment to answer what came before."""
+        with trio.move_on_after(_LAST_WORDS):
+            await self._reader_pause.park()
+        self.pump(end=True)
 
-    def pump(self, *, end: bool = False) -> None:
+    def pump(self, *, end: bool = False) -> bool:
         """Parse what there is room for, hand it out, and see to it that answers are sent.
 
         Args:
             end: end the connection if that is what comes next, though messages were not taken yet.
+
+        Returns:
+            whether that woke a task that waited for a message.
         """
         protocol, inbox = self.protocol, self.inbox
         if protocol.closed is not None:
-            return
-        arrived = False
+            return False
+        arrived = woken = False
         while True:
             if protocol.end_pending and not self.closed_here:
                 # What has come just now was not answered in any case.
@@ -237,12 +240,7 @@ class Connection:
             events = protocol.events(messages, size)
             if not events and not protocol.end_pending:
                 break
-            for event in events:
-                if isinstance(event, Pong):
-                    self.pings.answered(event.payload)
-                elif not isinstance(event, Closed):
-                    inbox.put(event)
-                    arrived = True
+            arrived = self._hand_out(events) or arrived
             if self.closed_here:
                 inbox.clear()
             if protocol.closed is not None:
@@ -252,9 +250,23 @@ class Connection:
         if protocol.closed is not None:
             self._ended()
         elif arrived:
-            self._receiver.wake()
+            woken = self._readership.wake()
+            if protocol.end_pending:
+                self._readership.take_back()
         if protocol.has_outgoing:
-            self.flush()
+            self.outbox.flush()
+        return woken
+
+    def _hand_out(self, events: list[Event]) -> bool:
+        """Put messages into the inbox, and tell pings their pongs; whether there was a message, or a piece."""
+        arrived = False
+        for event in events:
+            if isinstance(event, Pong):
+                self.pings.answered(event.payload)
+            elif not isinstance(event, Closed):
+                self.inbox.put(event)
+                arrived = True
+        return arrived
 
     def resume(self, *, end: bool = False) -> None:
         """After something was taken from the inbox, or found missing there: parse on, and read on.
@@ -289,37 +301,41 @@ class Connection:
     @property
     def receiving(self) -> bool:
         """Whether a task is in `wait_arrival`."""
-        return self._receiver.parked
+        return self._readership.waiting
 
     async def wait_arrival(self) -> None:
         """Wait until something arrives or the connection ends, for one task at a time. A checkpoint."""
         self.answering = False
-        await self._receiver.park()
+        try:
+            data = await self._readership.wait()
+        except (trio.BrokenResourceError, trio.ClosedResourceError) as exc:
+            self._lose(exc)
+            return
+        if data is not None:
+            self._arrived(data)
+
+    async def wait_message(self) -> str | bytes | None:
+        """`wait_arrival` when nothing is there: if just one whole message comes, it is returned past the inbox."""
+        self.answering = False
+        try:
+            data = await self._readership.wait()
+        except (trio.BrokenResourceError, trio.ClosedResourceError) as exc:
+            self._lose(exc)
+            return None
+        if data is None or not self._take_in(data):
+            return None
+        protocol = self.protocol
+        events = protocol.events(1, self.settings.max_queue_bytes)
+        if len(events) == 1 and isinstance(events[0], (str, bytes)):
+            self.answering = True
+            if protocol.unparsed or protocol.has_outgoing or protocol.end_pending:
+                self.pump()
+            return events[0]
+        self._hand_out(events)
+        self.pump()
+        return None
 
     # ---- writing
-
-    @property
-    def unsent(self) -> int:
-        """How many bytes wait to be sent."""
-        return self.protocol.outgoing_size + self._in_flight
-
-    def flush(self) -> None:
-        """Send what the protocol has, at once if nothing is queued, and leave the rest to the writer."""
-        protocol = self.protocol
-        if self._writer_idle.parked and not self._unsent:
-            self._take_outgoing()
-            self.transport.send_nowait(self._unsent)
-            left = sum(map(len, self._unsent)) if self._unsent else 0
-            self.bytes_sent += self._in_flight - left
-            self._in_flight = left
-            if not left and protocol.closed is None:
-                return
-        elif self._sending and trio.current_time() > self._progress_at + _STUCK:
-            protocol.forget_old_pongs()
-        self._writer_idle.wake()
-
-    def _take_outgoing(self) -> None:
-        self._in_flight += self.protocol.take_outgoing(self._unsent)
 
     async def _write(self, scope: trio.CancelScope) -> None:
         """See everything out, and then close the transport. The scope's deadline is when something is due."""
@@ -328,7 +344,7 @@ class Connection:
             self._due()
         try:
             while not self._is_over():
-                if self._unsent or self.protocol.has_outgoing:
+                if not self.outbox.is_empty:
                     await self._send_unsent(scope)
                 elif self.protocol.state is State.FAILED and not self._eof_sent:
                     # Closing with unread bytes would reset the connection, and our Close might never be read.
@@ -336,7 +352,7 @@ class Connection:
                     await self.transport.send_eof()
                 else:
                     scope.deadline = self._deadline()
-                    await self._writer_idle.park()
+                    await self.outbox.idle.park()
         except (trio.BrokenResourceError, trio.ClosedResourceError) as exc:
             self._lose(exc)
         scope.deadline = inf
@@ -345,29 +361,18 @@ class Connection:
         self._finish()
 
     async def _send_unsent(self, scope: trio.CancelScope) -> None:
-        self._take_outgoing()
-        self._sending = True
         try:
-            while self._unsent:
-                self._progress_at = trio.current_time()
-                scope.deadline = self._deadline()
-                await self.transport.send_some(self._unsent)
-                left = sum(map(len, self._unsent))
-                self.bytes_sent += self._in_flight - left
-                self._in_flight = left
+            await self.outbox.drain(scope, self._deadline)
         except trio.Cancelled:
-            # Part of a frame may have gone: nothing can follow it.
             self._lose(trio.TooSlowError("the peer did not take what was sent"))
             raise
-        finally:
-            self._sending = False
         self.turns.room_changed()
 
     def _is_over(self) -> bool:
         """Whether nothing is left to do but to close the transport."""
         if self._lost:
             return True
-        if self.unsent or self.protocol.has_outgoing:
+        if not self.outbox.is_empty:
             return False
         # RFC 6455 section 7.1.1: the server closes first, and the client waits for that.
         return self.protocol.state is State.CLOSED and not self._client
@@ -380,20 +385,22 @@ class Connection:
     def _deadline(self) -> float:
         """When the writer has something to do though nothing happens, or is to give up."""
         interval, timeout = self.settings.ping_interval, self.settings.ping_timeout
-        if self._sending:
+        if self.outbox.sending:
             # While a send is stuck, progress and signs of life put it off.
-            return min(self._drop_at, max(self._progress_at, self.last_heard) + self._patience)
+            return min(
+                self._drop_at, max(self.outbox.progress_at, self.last_heard) + self._patience
+            )
         if self._drop_at != inf:
             return self._drop_at
         if self.protocol.state is not State.OPEN:
             return self.last_heard + self._patience  # half-closed: not even a ping may be sent
-        if self._probe_at < self.last_heard:
+        if self._probe_at == inf:
             return inf if interval is None else self.last_heard + interval
         return inf if timeout is None else self._probe_at + timeout
 
     def _move_deadline(self) -> None:
         """What `_deadline` says has changed while a send is stuck."""
-        if self._sending and self._writer_scope is not None:
+        if self.outbox.sending and self._writer_scope is not None:
             self._writer_scope.deadline = self._deadline()
 
     def _due(self) -> None:
@@ -401,11 +408,14 @@ class Connection:
         now = trio.current_time()
         if self._drop_at != inf:
             self._lose(trio.TooSlowError("the peer did not finish the closing handshake in time"))
-        elif self._reader_pause.parked:
-            self.last_heard = now  # we do not listen, so silence says nothing
+        elif self._reader_pause.parked and self.protocol.state is State.OPEN:
+            # We do not listen, so silence says nothing; but a pong nobody asked for (RFC 6455 section 5.5.3) makes
+            # the system find out if the peer is gone.
+            self.last_heard = now
+            self.protocol.send_pong(b"")
         elif self.protocol.state is not State.OPEN:
             self._lose(trio.TooSlowError("the peer did not answer Close"))
-        elif self._probe_at < self.last_heard:
+        elif self._probe_at == inf:
             self._probe_at = now
             self.begin_ping(None)
         else:
@@ -418,12 +428,19 @@ class Connection:
         """Why nothing can be sent, if so."""
         if self.protocol.state is State.OPEN and not self._lost:
             return None
+        if self._gone_away is not None and not self.closed_here:
+            return self._gone_away
         if self.closed_here or self.protocol.state is State.CLOSING:
             return trio.ClosedResourceError("this side has closed the connection")
         return self.end_error(sending=True)
 
     def _is_full(self) -> bool:
-        return self.unsent >= self.settings.write_limit and self.send_error() is None
+        return self.outbox.size >= self.settings.write_limit and self.send_error() is None
+
+    @property
+    def may_send_now(self) -> bool:
+        """Whether a message may begin at once; a quicker `Turns.must_queue` for the common case."""
+        return not (self.outbox.in_flight or self.protocol.outgoing_size or self.turns.contended)
 
     def send_prepared(
         self, payload: bytes, text: bool, frame: list[bytes] | None
@@ -440,7 +457,7 @@ class Connection:
         """
         frame = self.protocol.send_shared(payload, text=text, frame=frame)
         self.messages_sent += 1
-        self.flush()
+        self.outbox.flush()
         return frame
 
     def begin_ping(self, payload: bytes | None) -> PendingPing:
@@ -454,8 +471,9 @@ class Connection:
         elif payload in self.pings:
             raise ValueError("a ping with this payload is under way already")
         self.protocol.send_ping(payload)
+        self._readership.take_back()
         pending = self.pings.sent(payload)
-        self.flush()
+        self.outbox.flush()
         return pending
 
     # ---- ending
@@ -467,9 +485,16 @@ class Connection:
             ValueError: the code or the reason cannot be sent.
         """
         self.protocol.send_close(code, reason)
+        self._readership.take_back()
         self._wake_senders()
-        self.flush()
-        self._writer_idle.wake()
+        self.outbox.flush()
+        self.outbox.idle.wake()
+
+    def go_away(self, reason: str) -> None:
+        """The server shuts down: send Close, and tell so whoever goes on sending."""
+        if self.send_error() is None:
+            self._gone_away = ConnectionClosedError(CloseCode.GOING_AWAY, reason, remote=False)
+            self.start_close(CloseCode.GOING_AWAY, reason)
 
     def close_now(self, code: int, reason: str) -> None:
         """Send Close if that was not done, receive nothing more, and drop the connection when time is up.
@@ -482,19 +507,20 @@ class Connection:
         self.closed_here = True
         self._set_drop_deadline()
         self.inbox.clear()
-        self._receiver.wake()
+        self._readership.wake()
         self.resume()
-        self._writer_idle.wake()
+        self.outbox.idle.wake()
 
     def fail(self, code: int, reason: str) -> None:
         """Fail the connection (RFC 6455 section 7.1.7)."""
         if self.protocol.closed is None:
             self.protocol.fail(code, reason)
             self._ended()
-            self.flush()
+            self.outbox.flush()
 
     async def wait_finished(self) -> None:
         """Wait until the transport is closed."""
+        self._readership.take_back()
         if not self._is_finished:
             if self._finished is None:
                 self._finished = trio.Event()
@@ -513,9 +539,10 @@ class Connection:
         """The protocol has said `Closed`: from now on everybody is told so."""
         self._set_drop_deadline()
         self._wake_senders()
-        self._receiver.wake()
+        self._readership.take_back()
+        self._readership.wake()
         self._reader_pause.wake()
-        self._writer_idle.wake()
+        self.outbox.idle.wake()
         closed = self.protocol.closed
         assert closed is not None
         if self.settings.cancel_on_close and (
@@ -529,10 +556,14 @@ class Connection:
             return
         self._lost = True
         self._cause = cause
+        if self.settings.cancel_on_close and not self.closed_here:
+            self.cancel_scope.cancel()
         self.protocol.receive_eof()
         self.pump()
+        self._readership.take_back()
+        self._reader_pause.wake()
         self._wake_senders()
-        self._writer_idle.wake()
+        self.outbox.idle.wake()
 
     def _wake_senders(self) -> None:
         self.turns.room_changed()
@@ -557,13 +588,13 @@ class Connection:
         """The figures of this moment."""
         return Statistics(
             bytes_received=self.bytes_received,
-            bytes_sent=self.bytes_sent,
+            bytes_sent=self.outbox.sent,
             messages_received=self.messages_received,
             messages_sent=self.messages_sent,
             queued_messages=self.inbox.messages,
             queued_bytes=self.inbox.size,
             unparsed_bytes=self.protocol.unparsed,
-            unsent_bytes=self.unsent,
+            unsent_bytes=self.outbox.size,
             latency=self.pings.latency,
             last_heard=self.last_heard,
         )

@@ -52,7 +52,7 @@ class Reconnect(Generic[T]):
 
     def __init__(
         self,
-        open: Callable[[], AbstractAsyncContextManager[T]],
+        opener: Callable[[], AbstractAsyncContextManager[T]],
         *,
         retry: Callable[[Exception], bool],
         on_retry: Callable[[Exception, float], object] | None,
@@ -61,7 +61,7 @@ class Reconnect(Generic[T]):
         reset_after: float,
         max_failures: int | None,
     ) -> None:
-        self._open = open
+        self._open = opener
         self._retry = retry
         self._on_retry = on_retry
         self._initial_delay = initial_delay
@@ -154,7 +154,7 @@ class Attempt(Generic[T]):
 
 
 def reconnect(
-    open: Callable[..., AbstractAsyncContextManager[T]],
+    opener: Callable[..., AbstractAsyncContextManager[T]],
     /,
     *args: Any,
     retry: Callable[[Exception], bool] = is_transient,
@@ -176,7 +176,7 @@ def reconnect(
     pause; ``break`` ends it.
 
     Args:
-        open: gives the session's async context manager, such as `open_websocket`.
+        opener: gives the session's async context manager, such as `open_websocket`.
         args: arguments for it.
         retry: which failures to retry, of opening and of the block; any other comes out. The default is
             `is_transient`. A group is retried if all of its exceptions are.
@@ -186,7 +186,7 @@ def reconnect(
         max_delay: the bound's maximum in seconds.
         reset_after: a session that lasted so many seconds makes the next failure count as the first.
         max_failures: so many failures in a row, the last one comes out; None for no limit.
-        kwargs: keyword arguments for ``open``.
+        kwargs: keyword arguments for ``opener``.
 
     Raises:
         ValueError: a delay is negative.
@@ -196,7 +196,7 @@ def reconnect(
     if initial_delay < 0 or max_delay < 0 or reset_after < 0:
         raise ValueError("the delays of reconnect() must not be negative")
     return Reconnect(
-        lambda: open(*args, **kwargs),
+        lambda: opener(*args, **kwargs),
         retry=retry,
         on_retry=on_retry,
         initial_delay=initial_delay,

@@ -20,7 +20,6 @@ from .._http import h1
 from .._http.request import Accept, Reject, Request
 from .._protocol import handshake
 from .._protocol.extensions import ExtensionCodec
-from .._protocol.frames import CloseCode
 from .._protocol.handshake import BadRequest, Origins
 from .._transport.listen import Listener, accept_forever, open_listeners
 from .._transport.tcp import transport_of
@@ -277,7 +276,7 @@ class _Server:
         try:
             async with connection:
                 if self._closing:
-                    connection.start_close(CloseCode.GOING_AWAY, _GOODBYE)
+                    connection.go_away(_GOODBYE)
                 del opened, stream  # an idle connection lives in this frame
                 await self._handler(websocket)
         except Exception as exc:
@@ -337,8 +336,7 @@ class _Server:
         """Close all connections with 1001, and end what is left after ``timeout`` seconds."""
         self._closing = True
         for connection in list(self._connections):
-            if connection.send_error() is None:
-                connection.start_close(CloseCode.GOING_AWAY, _GOODBYE)
+            connection.go_away(_GOODBYE)
         self._check_idle()
         with trio.move_on_after(timeout):
             await self._idle.wait()

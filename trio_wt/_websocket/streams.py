@@ -88,7 +88,7 @@ class SendMessageStream:
         self._connection.protocol.send_fragment(
             payload, text=self._text, final=final, compress=self._compress
         )
-        self._connection.flush()
+        self._connection.outbox.flush()
 
     async def __aexit__(
         self,

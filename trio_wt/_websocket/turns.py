@@ -33,9 +33,14 @@ class Turns:
         self._granted = False
 
     @property
+    def contended(self) -> bool:
+        """Whether a message that begins now would have to wait for others."""
+        return bool(self.fragmenting or self._granted or self._turns)
+
+    @property
     def must_queue(self) -> bool:
-        """Whether a message that begins now would have to wait."""
-        return bool(self.fragmenting or self._granted or self._turns) or self._is_full()
+        """Whether a message that begins now would have to wait, for others or for room."""
+        return self.contended or self._is_full()
 
     async def wait_room(self) -> bool:
         """Wait for room; whether it had to, and so was a full checkpoint."""

@@ -104,15 +104,15 @@ class WebSocket(trio.abc.Channel[str | bytes]):
             await self._send_parts(value, text, compress)
             return
         waited = False
-        if connection.turns.must_queue:
-            waited = await connection.turns.wait_turn()
-        else:
+        if connection.may_send_now:
             await trio.lowlevel.checkpoint_if_cancelled()
+        else:
+            waited = await connection.turns.wait_turn()
         error = connection.send_error()
         if error is None:
             connection.protocol.send_message(payload, text=as_text, compress=compress)
             connection.messages_sent += 1
-            connection.flush()
+            connection.outbox.flush()
             if waited:
                 connection.turns.pass_on()
         if not waited:
@@ -141,7 +141,7 @@ class WebSocket(trio.abc.Channel[str | bytes]):
             for payload, as_text in encoded:
                 send(payload, text=as_text)
             connection.messages_sent += len(encoded)
-            connection.flush()
+            connection.outbox.flush()
             if waited:
                 connection.turns.pass_on()
         if not waited:
@@ -211,7 +211,10 @@ class WebSocket(trio.abc.Channel[str | bytes]):
             await trio.lowlevel.checkpoint()
             raise trio.BusyResourceError("another task is receiving from this connection")
         if connection.is_quiet:
-            await connection.wait_arrival()
+            message = await connection.wait_message()
+            if message is not None:
+                connection.messages_received += 1
+                return message
         else:
             await trio.lowlevel.checkpoint()
         while True:
@@ -345,7 +348,7 @@ class WebSocket(trio.abc.Channel[str | bytes]):
         error = connection.send_error()
         if error is None:
             connection.protocol.send_pong(payload)
-            connection.flush()
+            connection.outbox.flush()
         if not waited:
             await trio.lowlevel.cancel_shielded_checkpoint()
         if error is not None:
@@ -438,7 +441,7 @@ class WebSocket(trio.abc.Channel[str | bytes]):
 
     @property
     def local(self) -> Address:
-        """This side's address."""
+        """The address of this side."""
         return self._connection.transport.local
 
     def statistics(self) -> Statistics:

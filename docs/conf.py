@@ -1,0 +1,86 @@
+"""How Sphinx builds these pages: `sphinx-build -W docs docs/_build/html`."""
+
+from __future__ import annotations
+
+import inspect
+import re
+
+from sphinx.application import Sphinx
+
+import trio_wt
+
+project = "trio_wt"
+author = "trio_wt contributors"
+project_copyright = f"2026, {author}"
+version = release = trio_wt.__version__
+
+extensions = ["sphinx.ext.autodoc", "sphinx.ext.napoleon"]
+exclude_patterns = ["_build", "code"]
+
+# `name` in a docstring is a Python object. A reference that leads nowhere is an error, unless it
+# leads out of this package.
+default_role = "py:obj"
+nitpicky = True
+_ALIASES = ["Address", "HeadersLike", "Listener", "Message", "OnRequest", "Origins", "Parameters"]
+_ELSEWHERE = r"(collections|contextlib|os|re|ssl|trio|typing|urllib)\..*"
+_BUILT_IN = "str|bytes|int|float|bool|None|memoryview|bytearray|.*Error|ClassVar"
+nitpick_ignore_regex = [
+    ("py:.*", _ELSEWHERE),
+    ("py:.*", _BUILT_IN),
+    ("py:.*", "|".join(_ALIASES)),
+    ("py:.*", r"trio_wt\._.*\.(T|SettingsKwargs)|TypeAliasForwardRef"),
+    # attributes that a class says in its docstring
+    ("py:obj", "rsv"),
+    # `WebSocket.send`, from where the settings are
+    ("py:obj", "send"),
+]
+
+autodoc_member_order = "bysource"
+autodoc_type_aliases = {name: name for name in _ALIASES}
+maximum_signature_line_length = 88
+napoleon_google_docstring = True
+napoleon_numpy_docstring = False
+napoleon_use_ivar = True
+python_use_unqualified_type_names = True
+
+html_theme = "furo"
+html_title = f"trio_wt {version}"
+html_copy_source = False
+
+# Classes whose objects the package makes: how it makes them is nobody's business.
+_MADE_HERE = {
+    "Attempt",
+    "ReceiveMessageStream",
+    "Reconnect",
+    "Request",
+    "SendMessageStream",
+    "Statistics",
+    "WebSocket",
+}
+
+
+def tidy_signature(
+    app: Sphinx,
+    what: str,
+    name: str,
+    obj: object,
+    options: object,
+    signature: str | None,
+    returns: str | None,
+) -> tuple[str, str | None] | None:
+    """Show a signature the way it is used."""
+    if signature is None:
+        return None
+    if name.removeprefix("trio_wt.") in _MADE_HERE:
+        return "", None
+    signature = re.sub(r"TypeAliasForwardRef\('(\w+)'\)", r"\1", signature)
+    signature = re.sub(r"<function (\w+)>", r"\1", signature).replace("<factory>", "Deflate()")
+    if returns and inspect.isasyncgenfunction(inspect.unwrap(obj)):  # type: ignore[arg-type]
+        returns = returns.replace("AsyncIterator", "AbstractAsyncContextManager")
+        returns = returns.replace("collections.abc", "contextlib")
+    return signature, returns
+
+
+def setup(app: Sphinx) -> None:
+    """Called by Sphinx."""
+    app.connect("autodoc-process-signature", tidy_signature)

@@ -1,0 +1,122 @@
+"""A WebSocket between standard input and standard output, for scripts.
+
+Both are read and written in worker threads, straight from and to the descriptors: a reader that does not come to an
+end, or a writer that nobody reads from, then can be left behind when the connection ends, and holds no lock that
+the interpreter wants at exit.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import AsyncIterator
+from typing import Final
+
+import trio
+
+from .._errors import ConnectionClosed
+from .._websocket.websocket import WebSocket
+from .errors import CommandFailed
+from .text import escape, hexadecimal
+
+__all__ = ["pipe"]
+
+_CHUNK: Final = 65536
+
+
+async def pipe(websocket: WebSocket, *, binary: bool, linger: float) -> ConnectionClosed | None:
+    """Send standard input, print what is received, until the peer closes or both have come to their end.
+
+    Args:
+        websocket: the open connection.
+        binary: send all of the input as one binary message, and write what is received as it is; otherwise a line
+            is a text message, both ways.
+        linger: seconds to go on receiving after the input has ended.
+
+    Returns:
+        how the connection ended; None if this side closed it.
+
+    Raises:
+        CommandFailed: the input is not UTF-8.
+        BrokenPipeError: nobody reads standard output any more.
+    """
+    end: list[ConnectionClosed] = []
+    async with trio.open_nursery() as nursery:
+
+        async def receive() -> None:
+            raw = binary and not sys.stdout.isatty()
+            try:
+                while True:
+                    messages = await websocket.receive_many()
+                    await _write(b"".join(_encode(message, raw=raw) for message in messages))
+            except ConnectionClosed as exc:
+                end.append(exc)
+            except trio.ClosedResourceError:
+                return  # by the other task, when it had lingered long enough
+            nursery.cancel_scope.cancel()
+
+        nursery.start_soon(receive)
+        try:
+            await (_send_all(websocket) if binary else _send_lines(websocket))
+        except (ConnectionClosed, trio.ClosedResourceError):
+            await trio.sleep_forever()  # the other task learns how it ended, and cancels this
+        await trio.sleep(linger)
+        await websocket.close()
+    return end[0] if end else None
+
+
+def _encode(message: str | bytes, *, raw: bool) -> bytes:
+    if raw:
+        return message.encode() if isinstance(message, str) else message
+    line = escape(message) if isinstance(message, str) else f"0x{hexadecimal(message)}"
+    return f"{line}\n".encode()
+
+
+async def _send_all(websocket: WebSocket) -> None:
+    async with websocket.send_stream(text=False) as message:
+        async for chunk in _chunks():
+            await message.send(chunk)
+
+
+async def _send_lines(websocket: WebSocket) -> None:
+    number = 0
+    rest = b""
+    async for chunk in _chunks():
+        *lines, rest = (rest + chunk).split(b"\n")
+        await websocket.send_many(_decode(line, number + i) for i, line in enumerate(lines, 1))
+        number += len(lines)
+    if rest:
+        await websocket.send(_decode(rest, number + 1))
+
+
+def _decode(line: bytes, number: int) -> str:
+    try:
+        return line.removesuffix(b"\r").decode()
+    except UnicodeDecodeError:
+        raise CommandFailed(
+            f"line {number} of standard input is not UTF-8; --binary sends any bytes"
+        ) from None
+
+
+async def _chunks() -> AsyncIterator[bytes]:
+    if sys.stdin is None:  # closed by whoever started this
+        return
+    descriptor = sys.stdin.fileno()
+    while True:
+        chunk = await trio.to_thread.run_sync(
+            os.read, descriptor, _CHUNK, abandon_on_cancel=True
+        )
+        if not chunk:
+            return
+        yield chunk
+
+
+async def _write(data: bytes) -> None:
+    descriptor = sys.stdout.fileno()
+
+    def write() -> None:
+        rest = memoryview(data)
+        while rest:
+            rest = rest[os.write(descriptor, rest) :]
+
+    await trio.to_thread.run_sync(write, abandon_on_cancel=True)
