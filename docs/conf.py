@@ -5,7 +5,10 @@ from __future__ import annotations
 import inspect
 import re
 
+from docutils.nodes import Element
+from sphinx.addnodes import pending_xref
 from sphinx.application import Sphinx
+from sphinx.environment import BuildEnvironment
 
 import trio_wt
 
@@ -73,7 +76,10 @@ def tidy_signature(
         return None
     if name.removeprefix("trio_wt.") in _MADE_HERE:
         return "", None
-    signature = re.sub(r"TypeAliasForwardRef\('(\w+)'\)", r"\1", signature)
+    signature, returns = (
+        text and re.sub(r"TypeAliasForwardRef\('(\w+)'\)", r"\1", text)
+        for text in (signature, returns)
+    )
     signature = re.sub(r"<function (\w+)>", r"\1", signature).replace("<factory>", "Deflate()")
     if returns and inspect.isasyncgenfunction(inspect.unwrap(obj)):  # type: ignore[arg-type]
         returns = returns.replace("AsyncIterator", "AbstractAsyncContextManager")
@@ -81,6 +87,17 @@ def tidy_signature(
     return signature, returns
 
 
+def find_in_package(
+    app: Sphinx, env: BuildEnvironment, node: pending_xref, content: Element
+) -> Element | None:
+    """Look for a bare name in `trio_wt`, wherever it is mentioned."""
+    if node.get("refdomain") != "py":
+        return None
+    python, target = env.get_domain("py"), f"trio_wt.{node['reftarget']}"
+    return python.resolve_xref(env, node["refdoc"], app.builder, "obj", target, node, content)
+
+
 def setup(app: Sphinx) -> None:
     """Called by Sphinx."""
+    app.connect("missing-reference", find_in_package)
     app.connect("autodoc-process-signature", tidy_signature)

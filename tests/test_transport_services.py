@@ -87,9 +87,9 @@ async def test_an_exception_comes_out_as_it_is_with_its_context() -> None:
 
 async def test_the_context_of_the_surroundings_is_kept() -> None:
     async def body(harness: Harness, services: Services) -> None:
-        raise ValueError
+        raise ValueError("the user's")
 
-    with pytest.raises(ValueError, match="") as caught:
+    with pytest.raises(ValueError, match="the user's") as caught:
         try:
             raise OSError("handled outside")
         except OSError:
@@ -312,6 +312,7 @@ async def test_a_goodbye_that_fails_is_heard_only_after_a_good_block() -> None:
         await harness.send("fine")
 
     async def fails(harness: Harness, services: Services) -> None:
+        await harness.send("fails")
         raise KeyError("first")
 
     harness = Tactless()
@@ -321,7 +322,7 @@ async def test_a_goodbye_that_fails_is_heard_only_after_a_good_block() -> None:
     harness = Tactless()
     with pytest.raises(KeyError, match="first"):
         await run(fails, harness)
-    assert harness.log == ["service stopped"]
+    assert harness.log == ["fails", "service stopped"]
 
 
 async def test_an_interrupt_in_the_goodbye_is_always_heard() -> None:

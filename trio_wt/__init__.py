@@ -27,7 +27,6 @@ from ._websocket.statistics import Statistics
 from ._websocket.streams import ReceiveMessageStream, SendMessageStream
 from ._websocket.websocket import WebSocket
 
-
 __all__ = [
     "Attempt",
     "ConnectionClosed",

@@ -28,8 +28,5 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
     except ModuleNotFoundError as exc:
         if (exc.name or "").partition(".")[0] not in _EXTRA:
             raise
-        print(
-            f'trio-wt: {exc.name} is not installed: pip install "trio-wt[cli]"', file=sys.stderr
-        )
-        code = 1
+        sys.exit(f'trio-wt: {exc.name} is not installed: pip install "trio-wt[cli]"')
     sys.exit(code)

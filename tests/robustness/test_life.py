@@ -20,7 +20,16 @@ import trustme
 
 import trio_wt
 from tests.robustness.conftest import Log
-from tests.robustness.peer import BINARY, REQUEST, TEXT, RawPeer, close_frame, frame
+from tests.robustness.peer import (
+    BINARY,
+    PING,
+    PONG,
+    REQUEST,
+    TEXT,
+    RawPeer,
+    close_frame,
+    frame,
+)
 from tests.robustness.target import (
     MemoryListener,
     Server,
@@ -282,6 +291,49 @@ async def test_tls_connections_that_end_at_every_stage() -> None:
                 await one(stage)
         with trio.fail_after(15):
             await one(6)
+
+
+@pytest.mark.real_clock
+@pytest.mark.parametrize("then", ["ping", "close", "violation", "reset"])
+async def test_handler_that_is_busy_after_a_conversation(then: str) -> None:
+    """Message by message it went; now the application does something else, and the connection is served on."""
+    closed: list[int | None] = []
+
+    async def handler(ws: trio_wt.WebSocket) -> None:
+        if "x-purpose" in ws.request.headers:
+            await echo(ws)
+            return
+        for _ in range(20):
+            await ws.send(await ws.receive())
+        if then == "ping":
+            await trio.sleep(0.5)
+        else:
+            await ws.wait_closed()
+            closed.append(ws.close_code)
+
+    async with socket_server(handler) as server:
+        peer = await server.opened()
+        for _ in range(20):
+            await peer.echo("and so on")
+        with trio.fail_after(2):
+            if then == "ping":
+                for i in range(20):
+                    await peer.send_frame(PING, b"%d" % i)
+                    with trio.fail_after(0.2):
+                        assert await peer.next_frame() == (0x80 | PONG, b"%d" % i)
+                return
+            if then == "close":
+                await peer.send(close_frame(3003))
+                assert await peer.until_close() == (3003, "")
+            elif then == "violation":
+                await peer.send(frame(3))
+                await peer.expect_failure(1002)
+                await peer.aclose()
+            else:
+                reset(peer)
+            while not closed:
+                await trio.sleep(0.01)
+        assert closed == [{"close": 3003, "violation": 1002, "reset": 1006}[then]]
 
 
 # ---- out of file descriptors

@@ -7,10 +7,9 @@ curve, but never RSA) and it is valid for 14 days at most.
 from __future__ import annotations
 
 import base64
-import datetime
+import datetime as dt
 import hashlib
 import ipaddress
-import os
 import ssl
 import tempfile
 from collections.abc import Sequence
@@ -28,9 +27,9 @@ if TYPE_CHECKING:
 __all__ = ["Certificate", "cert", "make_certificate"]
 
 HOSTS: Final = ("localhost", "127.0.0.1", "::1")
-VALIDITY: Final = datetime.timedelta(days=13)
+VALIDITY: Final = dt.timedelta(days=13)
 # Clocks differ.
-_BACKDATED: Final = datetime.timedelta(hours=1)
+_BACKDATED: Final = dt.timedelta(hours=1)
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,7 +47,7 @@ class Certificate:
     certificate: bytes
     key: bytes
     der: bytes
-    expires: datetime.datetime
+    expires: dt.datetime
     hosts: tuple[str, ...]
 
     @property
@@ -91,7 +90,7 @@ def make_certificate(hosts: Sequence[str] = ()) -> Certificate:
     key = ec.generate_private_key(ec.SECP256R1())
     all_hosts = tuple(dict.fromkeys([*HOSTS, *hosts]))
     name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "trio-wt development")])
-    begins = datetime.datetime.now(datetime.UTC).replace(microsecond=0) - _BACKDATED
+    begins = dt.datetime.now(dt.UTC).replace(microsecond=0) - _BACKDATED
     identifier = x509.SubjectKeyIdentifier.from_public_key(key.public_key())
     certificate = (
         x509.CertificateBuilder()

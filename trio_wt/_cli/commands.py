@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import platform
 import sys
 import traceback
@@ -37,7 +38,9 @@ _INTERRUPTED = 130
     prog_name="trio-wt",
     message=f"%(prog)s %(version)s (Python {platform.python_version()}, Trio {trio.__version__})",
 )
-@click.option("--traceback", is_flag=True, expose_value=False, help="Show where an error came from.")
+@click.option(
+    "--traceback", is_flag=True, expose_value=False, help="Show where an error came from."
+)
 @click.pass_context
 def trio_wt(context: click.Context) -> None:
     """WebSocket on Trio: a client, an echo server, development certificates, and a demonstration."""
@@ -52,6 +55,8 @@ for _command in (connect, serve, cert, demo):
 
 def run(arguments: Sequence[str]) -> int:
     """Run a command and return its exit code; `trio_wt.cli.main` tells which there are."""
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")  # not every terminal has every character
     try:
         code = trio_wt.main(list(arguments), prog_name="trio-wt", standalone_mode=False)
     except click.UsageError as exc:
@@ -66,7 +71,9 @@ def run(arguments: Sequence[str]) -> int:
     except Exception as exc:
         if "--traceback" in arguments:
             traceback.print_exception(exc)
-        return _fail(exc.format_message() if isinstance(exc, click.ClickException) else describe(exc))
+        return _fail(
+            exc.format_message() if isinstance(exc, click.ClickException) else describe(exc)
+        )
     return code if isinstance(code, int) else 0
 
 

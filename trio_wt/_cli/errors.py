@@ -44,7 +44,9 @@ def run_trio(main: Callable[[], Awaitable[None]]) -> None:
     except BaseExceptionGroup as group:
         leaves = list(_leaves(group))
         # An interruption is not to be hidden by what broke because of it.
-        raise next((leaf for leaf in leaves if not isinstance(leaf, Exception)), leaves[0]) from group
+        raise next(
+            (leaf for leaf in leaves if not isinstance(leaf, Exception)), leaves[0]
+        ) from group
 
 
 def _leaves(exc: BaseException) -> Iterator[BaseException]:

@@ -73,12 +73,14 @@ class _Conversation:
                     line = await self._prompt.ask()
                 except EOFError:
                     await self._websocket.close(1000)
-                    break
                 except PromptInterrupted:
                     await self._websocket.close(1001)
-                    break
-                await self._enter(line)
-            nursery.cancel_scope.cancel()
+                else:
+                    await self._enter(line)
+                if self._websocket.close_code is not None:
+                    await (
+                        trio.sleep_forever()
+                    )  # `_print_messages` cancels this, when all is printed
 
     async def _say(self, text: str) -> None:
         await self._prompt.print(f"* {escape(text)}")
@@ -90,10 +92,8 @@ class _Conversation:
                 await self._prompt.print("\n".join(map(_shown, messages)))
         except ConnectionClosed as exc:
             self.end = exc
-            await self._say(str(exc))
         except trio.ClosedResourceError:
-            await self._say(f"closed with code {self._websocket.close_code}")
-        # Nothing more can be entered.
+            await self._websocket.wait_closed()
         self._nursery.cancel_scope.cancel()
 
     async def _enter(self, line: str) -> None:
@@ -112,7 +112,7 @@ class _Conversation:
         except (_Mistake, ValueError) as exc:
             await self._say(str(exc))
         except (ConnectionClosed, trio.ClosedResourceError):
-            await trio.sleep_forever()  # the end is told by who receives it, and cancels this
+            return  # whoever receives learns of the end
 
     async def _binary(self, argument: str) -> None:
         try:

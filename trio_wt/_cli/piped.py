@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import AsyncIterator
 from typing import Final
 
 import trio
@@ -40,17 +39,21 @@ async def pipe(websocket: WebSocket, *, binary: bool, linger: float) -> Connecti
         CommandFailed: the input is not UTF-8.
         BrokenPipeError: nobody reads standard output any more.
     """
-    end: list[ConnectionClosed] = []
+    end: ConnectionClosed | None = None
+    unread: BrokenPipeError | None = None
     async with trio.open_nursery() as nursery:
 
         async def receive() -> None:
+            nonlocal end, unread
             raw = binary and not sys.stdout.isatty()
             try:
                 while True:
                     messages = await websocket.receive_many()
                     await _write(b"".join(_encode(message, raw=raw) for message in messages))
             except ConnectionClosed as exc:
-                end.append(exc)
+                end = exc
+            except BrokenPipeError as exc:
+                unread = exc
             except trio.ClosedResourceError:
                 return  # by the other task, when it had lingered long enough
             nursery.cancel_scope.cancel()
@@ -62,7 +65,10 @@ async def pipe(websocket: WebSocket, *, binary: bool, linger: float) -> Connecti
             await trio.sleep_forever()  # the other task learns how it ended, and cancels this
         await trio.sleep(linger)
         await websocket.close()
-    return end[0] if end else None
+    if unread is not None:
+        await websocket.close(1001)
+        raise unread
+    return end
 
 
 def _encode(message: str | bytes, *, raw: bool) -> bytes:
@@ -74,19 +80,23 @@ def _encode(message: str | bytes, *, raw: bool) -> bytes:
 
 async def _send_all(websocket: WebSocket) -> None:
     async with websocket.send_stream(text=False) as message:
-        async for chunk in _chunks():
+        while chunk := await _read():
             await message.send(chunk)
 
 
 async def _send_lines(websocket: WebSocket) -> None:
-    number = 0
-    rest = b""
-    async for chunk in _chunks():
-        *lines, rest = (rest + chunk).split(b"\n")
-        await websocket.send_many(_decode(line, number + i) for i, line in enumerate(lines, 1))
-        number += len(lines)
-    if rest:
-        await websocket.send(_decode(rest, number + 1))
+    number = 1
+    begun: list[bytes] = []  # of a line that has not come to its end
+    while chunk := await _read():
+        first, *lines = chunk.split(b"\n")
+        begun.append(first)
+        if lines:
+            complete = [b"".join(begun), *lines[:-1]]
+            begun = [lines[-1]]
+            await websocket.send_many(_decode(line, number + i) for i, line in enumerate(complete))
+            number += len(complete)
+    if any(begun):
+        await websocket.send(_decode(b"".join(begun), number))
 
 
 def _decode(line: bytes, number: int) -> str:
@@ -98,17 +108,12 @@ def _decode(line: bytes, number: int) -> str:
         ) from None
 
 
-async def _chunks() -> AsyncIterator[bytes]:
+async def _read() -> bytes:
     if sys.stdin is None:  # closed by whoever started this
-        return
+        await trio.lowlevel.checkpoint()
+        return b""
     descriptor = sys.stdin.fileno()
-    while True:
-        chunk = await trio.to_thread.run_sync(
-            os.read, descriptor, _CHUNK, abandon_on_cancel=True
-        )
-        if not chunk:
-            return
-        yield chunk
+    return await trio.to_thread.run_sync(os.read, descriptor, _CHUNK, abandon_on_cancel=True)
 
 
 async def _write(data: bytes) -> None:

@@ -16,7 +16,7 @@ _DANGEROUS: Final = re.compile(
 
 
 def escape(text: str) -> str:
-    """Text with dangerous characters as Python would write them: ``\\x1b``, ``\\n``, ``\\u202e``."""
+    """Text with dangerous characters written as Python would write them in a string."""
     return _DANGEROUS.sub(lambda match: match[0].encode("unicode_escape").decode(), text)
 
 

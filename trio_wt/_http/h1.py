@@ -37,8 +37,10 @@ MAX_FIELDS: Final = 100
 MAX_BODY: Final = 65536
 
 _END: Final = b"\r\n\r\n"
-# NUL, bytes outside ASCII, CR without LF, LF without CR, and a line that begins with white space (obs-fold).
-_FORBIDDEN: Final = re.compile(rb"[\x00\x80-\xff]|\r(?=[^\n])|(?<!\r)\n|\n[ \t]")
+# Controls, bytes outside ASCII, CR without LF, LF without CR, and a line that begins with white space (obs-fold).
+_FORBIDDEN: Final = re.compile(
+    rb"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\xff]|\r(?=[^\n])|(?<!\r)\n|\n[ \t]"
+)
 
 
 class BadHead(Exception):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
@@ -91,12 +92,18 @@ class Request:
     @property
     def raw_path(self) -> str:
         """The target's path as sent."""
-        return self.target.partition("?")[0]
+        return self._origin_form.partition("?")[0]
 
     @property
     def query(self) -> str:
         """What stands behind the target's first ``?``, as sent; ``urllib.parse.parse_qs`` reads it."""
-        return self.target.partition("?")[2]
+        return self._origin_form.partition("?")[2]
+
+    @property
+    def _origin_form(self) -> str:
+        # A client may send the absolute form as well (RFC 9112 section 3.2.2).
+        rest = re.sub(r"^[A-Za-z][A-Za-z0-9+.-]*://[^/?]*", "", self.target)
+        return rest if rest.startswith("/") or rest == self.target else f"/{rest}"
 
     @property
     def origin(self) -> str | None:

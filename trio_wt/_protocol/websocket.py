@@ -60,11 +60,11 @@ class WebSocketProtocol:
     __slots__ = (
         "_client",
         "_close",
+        "_deferred",
         "_eof",
         "_flooded",
         "_keys",
         "_parser",
-        "_deferred",
         "_pongs_owed",
         "_sending_opcode",
         "closed",
@@ -145,7 +145,7 @@ class WebSocketProtocol:
         except Violation as violation:
             self._deferred = violation
         else:
-            if hungry:
+            if hungry or not self._parser.unparsed:
                 # An idle connection must not hold what it once received.
                 self._parser.compact()
             if hungry and self._eof and not found:

@@ -85,16 +85,18 @@ class Services:
     @trio.lowlevel.enable_ki_protection
     async def _run(self, service: Service) -> None:
         again = True
-        while again and not self._stopped:
+        while again:
             with trio.CancelScope(shield=True) as scope:
                 self._scopes.append(scope)
+                if self._stopped:
+                    scope.cancel()
                 try:
                     await service(scope)
                 except Exception as exc:
                     self._on_failure(exc)
                 finally:
                     self._scopes.remove(scope)
-            again = scope.cancelled_caught
+            again = scope.cancelled_caught and not self._stopped
 
     async def __aexit__(
         self,

@@ -49,13 +49,16 @@ class SocketTransport(Transport):
         # Wakes everybody who waits for the socket; who was not meant waits again.
         trio.lowlevel.notify_closing(self._sock)
 
+    def _check_open(self) -> None:
+        if self._sock.fileno() == -1:
+            raise trio.ClosedResourceError("this side closed the socket") from None
+
     async def receive(self) -> bytes:
         while True:
             try:
                 await trio.lowlevel.wait_readable(self._sock)
-            except trio.ClosedResourceError:
-                if self._sock.fileno() == -1:
-                    raise
+            except (trio.ClosedResourceError, ValueError):
+                self._check_open()
                 raise Interrupted from None
             try:
                 data = self._sock.recv(self._ask_for)
@@ -92,9 +95,8 @@ class SocketTransport(Transport):
                 return
             except (BlockingIOError, InterruptedError):
                 continue
-            except trio.ClosedResourceError:
-                if self._sock.fileno() == -1:
-                    raise
+            except (trio.ClosedResourceError, ValueError):
+                self._check_open()
             except OSError as exc:
                 raise _broken(exc) from exc
 

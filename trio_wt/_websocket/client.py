@@ -7,7 +7,6 @@ import ssl
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
-
 from typing import Final, Literal, Unpack
 
 import trio
@@ -138,6 +137,7 @@ class _Route:
     ssl_context: ssl.SSLContext | None
     server_hostname: str | None
     proxy: str | None
+    proxy_ssl_context: ssl.SSLContext | None
 
     async def connect(self, url: WebSocketURL) -> Transport:
         """Open TCP or a Unix socket, through a proxy if one is set, and TLS on it.
@@ -153,8 +153,10 @@ class _Route:
                 if proxy is None:
                     stream = await trio.open_tcp_stream(url.host, url.port)
                 else:
-                    stream = await open_through_proxy(proxy, url.host, url.port)
-        except OSError as exc:
+                    stream = await open_through_proxy(
+                        proxy, url.host, url.port, ssl_context_for_proxy=self.proxy_ssl_context
+                    )
+        except (OSError, UnicodeError) as exc:
             raise HandshakeFailed(
                 f"cannot connect to {url.unix_path or url.authority}: {exc}"
             ) from exc
@@ -238,6 +240,7 @@ async def open_websocket(
     ssl_context: ssl.SSLContext | None = None,
     server_hostname: str | None = None,
     proxy: str | Literal["environment"] | None = "environment",
+    proxy_ssl_context: ssl.SSLContext | None = None,
     max_redirects: int = 5,
     user_agent: str | None = _USER_AGENT,
     handshake_timeout: float = 10,
@@ -258,6 +261,7 @@ async def open_websocket(
         server_hostname: the name to verify, and to ask for with SNI, instead of the URL's.
         proxy: a proxy's URL (``http``, ``https``, ``socks4``, ``socks4a``, ``socks5`` or ``socks5h``), "environment" to
             take it from the environment, None to go without.
+        proxy_ssl_context: how to do TLS with an ``https`` proxy; None verifies against the system's store.
         max_redirects: how many redirects to follow; never from wss to ws. Authorization and Cookie do not go to
             another origin.
         user_agent: the User-Agent header, None to send none.
@@ -278,7 +282,10 @@ async def open_websocket(
     offer = _Offer.build(subprotocols, headers, origin, user_agent, Settings(**settings))
     if auth is not None:
         _basic(auth)
-    route = _Route(ssl_context, server_hostname, proxy)
+    route = _Route(ssl_context, server_hostname, proxy, proxy_ssl_context)
+    if parsed.unix_path is None:
+        for scheme in ("ws", "wss"):  # a redirect may lead from one to the other
+            proxy_for(scheme, parsed.host, parsed.port, proxy)
     try:
         with trio.fail_after(handshake_timeout):
             connection, websocket = await _open(parsed, route, auth, offer, max_redirects)

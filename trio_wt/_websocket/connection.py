@@ -23,9 +23,9 @@ from types import TracebackType
 import trio
 
 from .._errors import ConnectionClosed, ConnectionClosedError, ConnectionClosedOK
+from .._protocol.events import Closed, Event, Pong, State
 from .._protocol.extensions import ExtensionCodec
 from .._protocol.frames import CloseCode
-from .._protocol.events import Closed, Event, Pong, State
 from .._protocol.websocket import WebSocketProtocol
 from .._transport.services import Services
 from .._transport.transport import Transport
@@ -64,8 +64,8 @@ class Connection:
         "_drop_at",
         "_eof_sent",
         "_finished",
-        "_is_finished",
         "_gone_away",
+        "_is_finished",
         "_lost",
         "_probe_at",
         "_reader_pause",
@@ -556,10 +556,10 @@ class Connection:
             return
         self._lost = True
         self._cause = cause
-        if self.settings.cancel_on_close and not self.closed_here:
-            self.cancel_scope.cancel()
         self.protocol.receive_eof()
         self.pump()
+        if self.settings.cancel_on_close and self.protocol.closed is None:
+            self.cancel_scope.cancel()  # the end stands behind messages that nobody takes
         self._readership.take_back()
         self._reader_pause.wake()
         self._wake_senders()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 import logging
 import os
+import re
 import ssl
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager, suppress
@@ -77,7 +78,7 @@ class _Accepted:
     leading: bytes
 
 
-async def _handshake(transport: Transport, policy: Policy) -> _Accepted:
+async def _handshake(transport: Transport, policy: Policy, deadline: float) -> _Accepted:
     """Read a request, have it decided, answer it.
 
     Raises:
@@ -87,7 +88,7 @@ async def _handshake(transport: Transport, policy: Policy) -> _Accepted:
     head: h1.RequestHead | None = None
     try:
         try:
-            with trio.fail_after(policy.handshake_timeout):
+            with trio.fail_at(deadline):
                 head = await h1.read_request_head(transport)
         except trio.TooSlowError:
             raise h1.BadHead(408, "the request took too long") from None
@@ -147,7 +148,7 @@ def _request(
         headers=headers,
         http_version=head.http_version,
         scheme=policy.scheme,
-        host=hosts[0] if hosts else "",
+        host=_authority(head.target) or (hosts[0] if hosts else ""),
         is_websocket=upgrade and problem is None,
         subprotocols=handshake.offered_subprotocols(headers) if upgrade else (),
         peer=transport.peer,
@@ -155,6 +156,12 @@ def _request(
         tls_peer_certificate=transport.certificate(),
     )
     return request, key, problem
+
+
+def _authority(target: str) -> str:
+    """The authority of a target in absolute form, which goes before Host (RFC 9112 section 3.2.2)."""
+    match = re.match(r"[A-Za-z][A-Za-z0-9+.-]*://([^/?]*)", target)
+    return match[1] if match else ""
 
 
 async def _decide(request: Request, problem: BadRequest | None, policy: Policy) -> Accept | Reject:
@@ -234,7 +241,8 @@ async def wrap_server_stream(
     transport = transport_of(stream, owned=False)
     try:
         try:
-            accepted = await _handshake(transport, policy)
+            deadline = trio.current_time() + handshake_timeout
+            accepted = await _handshake(transport, policy, deadline)
         except (_Refused, trio.BrokenResourceError) as exc:
             raise HandshakeFailed(f"no WebSocket was opened: {exc}") from None
         connection, websocket = _connect(transport, accepted, policy)
@@ -272,7 +280,6 @@ class _Server:
         if opened is None:
             return
         connection, websocket = opened
-        self._connections.add(connection)
         try:
             async with connection:
                 if self._closing:
@@ -282,8 +289,15 @@ class _Server:
         except Exception as exc:
             if self._raise_errors:
                 raise
-            if not _is_only_closed(exc):
-                logger.exception("a WebSocket handler failed; its connection got code 1011")
+            self._log_failure(exc)
+        except BaseExceptionGroup as group:
+            # Cancelled, and something failed in the cleanup.
+            failed, rest = group.split(Exception)
+            if failed is None or self._raise_errors:
+                raise
+            self._log_failure(failed)
+            if rest is not None:
+                raise rest from None
         finally:
             self._connections.discard(connection)
             self._check_idle()
@@ -294,12 +308,14 @@ class _Server:
         with trio.CancelScope() as scope:
             self._handshakes.add(scope)
             try:
+                deadline = trio.current_time() + self._policy.handshake_timeout
                 if self._ssl_context is not None:
-                    stream = await self._start_tls(stream, self._ssl_context)
+                    stream = await self._start_tls(stream, self._ssl_context, deadline)
                 transport = transport_of(stream, owned=True)
                 try:
-                    accepted = await _handshake(transport, self._policy)
+                    accepted = await _handshake(transport, self._policy, deadline)
                     connection, websocket = _connect(transport, accepted, self._policy)
+                    self._connections.add(connection)
                 finally:
                     if connection is None:
                         with trio.CancelScope(shield=True):
@@ -313,16 +329,20 @@ class _Server:
                 self._check_idle()
         return None if connection is None else (connection, websocket)
 
+    def _log_failure(self, exc: Exception) -> None:
+        if not _is_only_closed(exc):
+            logger.error("a WebSocket handler failed; its connection got code 1011", exc_info=exc)
+
     def _check_idle(self) -> None:
         if self._closing and not self._handshakes and not self._connections:
             self._idle.set()
 
     async def _start_tls(
-        self, stream: trio.abc.Stream, ssl_context: ssl.SSLContext
+        self, stream: trio.abc.Stream, ssl_context: ssl.SSLContext, deadline: float
     ) -> trio.SSLStream[trio.abc.Stream]:
         tls = trio.SSLStream(stream, ssl_context, server_side=True, https_compatible=True)
         try:
-            with trio.fail_after(self._policy.handshake_timeout):
+            with trio.fail_at(deadline):
                 await tls.do_handshake()
         except (trio.BrokenResourceError, trio.TooSlowError) as exc:
             await trio.aclose_forcefully(tls)

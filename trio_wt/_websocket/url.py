@@ -44,33 +44,36 @@ class WebSocketURL:
         """
         if not isinstance(url, str):
             raise TypeError(f"a URL is a str, not {type(url).__name__}")
+        shown = repr(re.sub(r"//[^/?#]*@", "//", url))  # without a password
         if re.search(r"[\x00-\x20\x7f]", url):
-            raise ValueError(f"{url!r} has white space or control characters in it")
+            raise ValueError(f"{shown} has white space or control characters in it")
         parts = urlsplit(url)
         if parts.scheme not in ("ws", "wss", "ws+unix"):
             raise ValueError(
-                f"{url!r} is not a WebSocket URL: it must begin with ws://, wss:// or ws+unix://"
+                f"{shown} is not a WebSocket URL: it must begin with ws://, wss:// or ws+unix://"
             )
         if parts.fragment or url.endswith("#"):
-            raise ValueError(f"{url!r} has a fragment, which a WebSocket URL must not have")
+            raise ValueError(f"{shown} has a fragment, which a WebSocket URL must not have")
         target = _encode(parts.path or "/", "/") + (
             f"?{_encode(parts.query, '?/')}" if parts.query else ""
         )
         if parts.scheme == "ws+unix":
             path = unquote(parts.netloc)
             if not path:
-                raise ValueError(f"{url!r} has no socket path: write ws+unix://%2Frun%2Fapp.sock/")
+                raise ValueError(f"{shown} has no socket path: write ws+unix://%2Frun%2Fapp.sock/")
             return cls("ws+unix", "localhost", 0, target, None, path)
         try:
             port = parts.port
         except ValueError:
-            raise ValueError(f"{url!r} has a port that is not a number from 0 to 65535") from None
+            raise ValueError(f"{shown} has a port that is not a number from 0 to 65535") from None
         if not parts.hostname:
-            raise ValueError(f"{url!r} has no host")
-        host = _ascii_host(parts.hostname, url)
+            raise ValueError(f"{shown} has no host")
+        host = _ascii_host(parts.hostname, shown)
         auth = None
         if parts.username is not None:
             auth = (unquote(parts.username), unquote(parts.password or ""))
+            if ":" in auth[0]:  # RFC 7617 section 2
+                raise ValueError(f"{shown} has a user's name with a colon in it")
         return cls(parts.scheme, host, _PORTS[parts.scheme] if port is None else port, target, auth)
 
     @property
@@ -98,10 +101,11 @@ class WebSocketURL:
         base = f"{'https' if self.secure else 'http'}://{self.authority}{self.target}"
         absolute = urljoin(base, location.partition("#")[0])
         scheme, separator, rest = absolute.partition("://")
+        scheme = scheme.lower()
         target = WebSocketURL.parse(_HTTP.get(scheme, scheme) + separator + rest)
         if self.secure and not target.secure:
             raise ValueError(f"a redirect from wss to {target.scheme} is not followed")
-        if self.unix_path is not None and target.host == self.host and target.scheme == "ws":
+        if self.unix_path is not None and target.origin == ("ws", self.host, _PORTS["ws"], None):
             return WebSocketURL("ws+unix", self.host, 0, target.target, None, self.unix_path)
         if target.unix_path is not None:
             raise ValueError("a redirect to a Unix socket is not followed")
@@ -112,12 +116,16 @@ def _encode(text: str, safe: str) -> str:
     return quote(text, safe=safe + "%:@!$&'()*+,;=~-._")
 
 
-def _ascii_host(host: str, url: str) -> str:
+def _ascii_host(host: str, shown: str) -> str:
     if host.isascii():
         if not re.fullmatch(r"[A-Za-z0-9._~!$&'()*+,;=%:-]+", host):
-            raise ValueError(f"{url!r} has a host with characters that must not be in it")
+            raise ValueError(f"{shown} has a host with characters that must not be in it")
+        if not all(0 < len(label) < 64 for label in host.removesuffix(".").split(".")):
+            raise ValueError(
+                f"{shown} has a host that is no valid name: its labels have 1 to 63 characters"
+            )
         return host
     try:
         return idna.encode(host, uts46=True).decode()
     except idna.IDNAError as exc:
-        raise ValueError(f"{url!r} has a host that is no valid name: {exc}") from None
+        raise ValueError(f"{shown} has a host that is no valid name: {exc}") from None
