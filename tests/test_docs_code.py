@@ -214,7 +214,8 @@ async def test_gone() -> None:
 async def test_groups() -> None:
     with shown("groups") as code:
         async with websocket_pair() as (a, b), trio.open_nursery() as nursery:
-            nursery.start_soon(a.close, 1001, "bye")
+            await a.send("x")
+            nursery.start_soon(a.send_close, 1001, "bye")
             assert await code.both_ways(b) == "the peer closed the connection with code 1001: bye"
 
 

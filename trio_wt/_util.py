@@ -12,32 +12,35 @@ class Wakeup:
 
     A wake-up with nobody parked is not remembered: whoever parks checks its condition first, and nothing runs in
     between. Two tasks may not park at once; that is the owner's to prevent.
+
+    Attributes:
+        task: the task that is parked.
     """
 
-    __slots__ = ("_task",)
+    __slots__ = ("task",)
 
     def __init__(self) -> None:
-        self._task: trio.lowlevel.Task | None = None
+        self.task: trio.lowlevel.Task | None = None
 
     @property
     def parked(self) -> bool:
         """Whether a task is waiting."""
-        return self._task is not None
+        return self.task is not None
 
     async def park(self) -> None:
         """Wait for `wake`. A checkpoint."""
-        self._task = trio.lowlevel.current_task()
+        self.task = trio.lowlevel.current_task()
         await trio.lowlevel.wait_task_rescheduled(self._abort)
 
     def _abort(self, _: object) -> trio.lowlevel.Abort:
-        self._task = None
+        self.task = None
         return trio.lowlevel.Abort.SUCCEEDED
 
     def wake(self) -> None:
         """Let the parked task go on, if there is one."""
-        task = self._task
+        task = self.task
         if task is not None:
-            self._task = None
+            self.task = None
             trio.lowlevel.reschedule(task)
 
 

@@ -122,6 +122,11 @@ class WebSocketProtocol:
         """How many received bytes `events` has not looked at yet."""
         return self._parser.unparsed
 
+    @property
+    def has_incoming(self) -> bool:
+        """Whether bytes wait to be parsed, or the end was found or given out."""
+        return bool(self._parser.unparsed or self._deferred is not None or self.closed is not None)
+
     def events(self, max_messages: int, max_bytes: int) -> list[Event]:
         """Parse what has arrived.
 

@@ -291,11 +291,8 @@ class Connection:
     @property
     def is_quiet(self) -> bool:
         """Whether nothing is there to receive, and nothing has ended."""
-        protocol = self.protocol
-        return (
-            not (self.inbox.messages or protocol.unparsed or self.closed_here or self._lost)
-            and protocol.closed is None
-            and not protocol.end_pending
+        return not (
+            self.inbox.messages or self.closed_here or self._lost or self.protocol.has_incoming
         )
 
     @property
@@ -408,7 +405,7 @@ class Connection:
         now = trio.current_time()
         if self._drop_at != inf:
             self._lose(trio.TooSlowError("the peer did not finish the closing handshake in time"))
-        elif self._reader_pause.parked and self.protocol.state is State.OPEN:
+        elif self._reader_pause.task is not None and self.protocol.state is State.OPEN:
             # We do not listen, so silence says nothing; but a pong nobody asked for (RFC 6455 section 5.5.3) makes
             # the system find out if the peer is gone.
             self.last_heard = now
@@ -440,7 +437,14 @@ class Connection:
     @property
     def may_send_now(self) -> bool:
         """Whether a message may begin at once; a quicker `Turns.must_queue` for the common case."""
-        return not (self.outbox.in_flight or self.protocol.outgoing_size or self.turns.contended)
+        turns = self.turns
+        return not (
+            self.protocol.outgoing_size
+            or self.outbox.in_flight
+            or turns.fragmenting
+            or turns.granted
+            or turns.queue
+        )
 
     def send_prepared(
         self, payload: bytes, text: bool, frame: list[bytes] | None

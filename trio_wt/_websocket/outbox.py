@@ -63,7 +63,7 @@ class Outbox:
     def flush(self) -> None:
         """Send what the protocol has, at once if nothing is queued, and leave the rest to the writer."""
         protocol = self._protocol
-        if self.idle.parked and not self._unsent:
+        if self.idle.task is not None and not self._unsent:
             data = protocol.take_only_piece()
             if data is not None:
                 sent = self._transport.send_nowait(data)

@@ -45,7 +45,7 @@ class Readership:
     @property
     def waiting(self) -> bool:
         """Whether a task is in `wait`."""
-        return self._waiting.parked or self._reading
+        return self._waiting.task is not None or self._reading
 
     async def wait(self) -> bytes | None:
         """Wait for something to arrive, for the task that wants it. A checkpoint.
@@ -56,7 +56,11 @@ class Readership:
         Raises:
             trio.BrokenResourceError: the transport broke.
             trio.ClosedResourceError: it was closed on this side.
+            trio.BusyResourceError: another task waits.
         """
+        if self._reading or self._waiting.task is not None:
+            await trio.lowlevel.checkpoint()
+            raise trio.BusyResourceError("another task is receiving from this connection")
         if not self.lent:
             await self._waiting.park()
             return None
@@ -77,7 +81,7 @@ class Readership:
         if self._reading:
             self._transport.interrupt()
             return False
-        parked = self._waiting.parked
+        parked = self._waiting.task is not None
         self._waiting.wake()
         return parked
 

@@ -172,8 +172,6 @@ class ReceiveMessageStream:
                 continue
             if connection.protocol.closed is not None:
                 raise connection.end_error()
-            if connection.receiving:
-                raise trio.BusyResourceError("another task is receiving from this connection")
             await connection.wait_arrival()
 
     async def read_all(self, max_bytes: int = 2**20) -> str | bytes:

@@ -18,24 +18,25 @@ class Turns:
 
     Attributes:
         fragmenting: a task sends a message in fragments, and no other message may begin.
+        granted: somebody was woken for a turn and has not run yet; whoever comes now queues behind.
+        queue: who waits for a turn to begin a message; made when first needed, as most connections never make
+            anybody wait.
     """
 
-    __slots__ = ("_granted", "_is_full", "_room", "_turns", "fragmenting")
+    __slots__ = ("_is_full", "_room", "fragmenting", "granted", "queue")
 
     def __init__(self, is_full: Callable[[], bool]) -> None:
         self.fragmenting = False
         self._is_full = is_full
-        # Room only: for fragments and pings. A turn: for whoever begins a message. Made when first needed, since most
-        # connections never make anybody wait.
+        self.granted = False
+        self.queue: trio.lowlevel.ParkingLot | None = None
+        # Fragments and pings need room only.
         self._room: trio.lowlevel.ParkingLot | None = None
-        self._turns: trio.lowlevel.ParkingLot | None = None
-        # Somebody was woken for a turn and has not run yet: whoever comes now queues behind.
-        self._granted = False
 
     @property
     def contended(self) -> bool:
         """Whether a message that begins now would have to wait for others."""
-        return bool(self.fragmenting or self._granted or self._turns)
+        return bool(self.fragmenting or self.granted or self.queue)
 
     @property
     def must_queue(self) -> bool:
@@ -61,11 +62,11 @@ class Turns:
         if not self.must_queue:
             await trio.lowlevel.checkpoint_if_cancelled()
             return False
-        if self._turns is None:
-            self._turns = trio.lowlevel.ParkingLot()
+        if self.queue is None:
+            self.queue = trio.lowlevel.ParkingLot()
         while True:
-            await self._turns.park()
-            self._granted = False
+            await self.queue.park()
+            self.granted = False
             if not (self.fragmenting or self._is_full()):
                 return True
 
@@ -78,6 +79,6 @@ class Turns:
 
     def pass_on(self) -> None:
         """Let the next message begin, if one may."""
-        if self._turns and not (self.fragmenting or self._granted or self._is_full()):
-            self._granted = True
-            self._turns.unpark()
+        if self.queue and not (self.fragmenting or self.granted or self._is_full()):
+            self.granted = True
+            self.queue.unpark()

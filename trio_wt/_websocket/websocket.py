@@ -207,7 +207,7 @@ class WebSocket(trio.abc.Channel[str | bytes]):
         Cancelled, nothing is lost.
         """
         connection = self._connection
-        if connection.receiving or connection.inbox.streaming:
+        if connection.inbox.streaming:
             await trio.lowlevel.checkpoint()
             raise trio.BusyResourceError("another task is receiving from this connection")
         if connection.is_quiet:
