@@ -8,10 +8,9 @@ import os
 import threading
 from collections.abc import Generator
 
+import pytest
 import trio
 import trio.testing
-
-import pytest
 
 # In seconds of the test's own clock; a test that needs longer is broken.
 REAL_LIMIT = 30

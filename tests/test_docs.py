@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import importlib.util
 import inspect
 import os
 import re
-import shutil
 import ssl
 import subprocess
 import sys
+import textwrap
+import tomllib
 from collections.abc import Awaitable, Callable
 from dataclasses import fields
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +24,7 @@ import trio.testing
 import trio_wt
 import trio_wt.testing
 import trio_wt.watch
-from tests.shown_code import ROOT, free_port
+from tests.shown_code import ROOT
 from trio_wt import Deflate, Settings, WebSocket
 from trio_wt._http import h1
 from trio_wt._protocol import frames
@@ -51,31 +54,32 @@ def list_table(page: str, name: str) -> list[list[str]]:
     return rows[1:]
 
 
-def run(*command: str, cwd: Path, seconds: float = 60) -> subprocess.CompletedProcess[str]:
-    path = os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])
-    return subprocess.run(
-        command,
-        cwd=cwd,
-        env={**os.environ, "PYTHONPATH": path},
-        stdin=subprocess.DEVNULL,
-        capture_output=True,
-        text=True,
-        timeout=seconds,
-        check=False,
-    )
+def environment() -> dict[str, str]:
+    """For programs of this checkout, wherever they run."""
+    path = [str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])]
+    return {**os.environ, "PYTHONPATH": os.pathsep.join(path)}
 
 
 # ---- the pages
 
 
 def test_docs_build(tmp_path: Path) -> None:
-    build = run(sys.executable, "-m", "sphinx", "-q", "-W", "-E", str(DOCS), str(tmp_path), cwd=ROOT)
+    build = subprocess.run(
+        [sys.executable, "-m", "sphinx", "-q", "-W", "-E", str(DOCS), str(tmp_path)],
+        env=environment(),
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
     assert build.returncode == 0, build.stderr
     assert (tmp_path / "index.html").exists()
 
 
 def test_the_reference_has_every_public_name() -> None:
-    documented = set(re.findall(r"^\.\. auto\w+:: (\S+)$", (DOCS / "reference.rst").read_text(), re.M))
+    documented = set(
+        re.findall(r"^\.\. auto\w+:: (\S+)$", (DOCS / "reference.rst").read_text(), re.M)
+    )
     expected = {name for name in trio_wt.__all__ if name != "__version__"}
     for module in (trio_wt.testing, trio_wt.watch):
         expected |= {module.__name__, *(f"{module.__name__}.{name}" for name in module.__all__)}
@@ -141,6 +145,9 @@ FIXED = {
     "Fields in it": h1.MAX_FIELDS,
     "Body of a rejection that is kept": h1.MAX_BODY,
     "Search for pings behind a full queue": connection._LOOK_AHEAD,
+    "Answering messages with the peer's Close, or a violation, right behind them": (
+        connection._LAST_WORDS
+    ),
     "Payload of a ping, pong or Close": frames.CONTROL_PAYLOAD_MAX,
     "Pongs owed to a flood of pings, when more come at once": protocol._MAX_PONGS,
 }
@@ -303,28 +310,31 @@ async def test_the_table_of_endings_where_there_is_a_network() -> None:
 # ---- the table of errors
 
 
-async def _peer_closes(a: WebSocket, b: WebSocket) -> None:
-    await b.close(1001)
+async def _peer_closes(ours: WebSocket, peer: WebSocket) -> None:
+    await peer.close(1001)
 
 
-async def _peer_closes_otherwise(a: WebSocket, b: WebSocket) -> None:
-    await b.close(1011)
+async def _peer_fails(ours: WebSocket, peer: WebSocket) -> None:
+    await peer.close(1011)
 
 
-
-async def _we_half_close(a: WebSocket, b: WebSocket) -> None:
-    await a.send_close(3000)
-    await a.wait_closed()
+async def _is_lost(ours: WebSocket, peer: WebSocket) -> None:
+    await peer._connection.transport.aclose(graceful=False)
 
 
-async def _we_close(a: WebSocket, b: WebSocket) -> None:
-    await a.close()
+async def _we_half_close(ours: WebSocket, peer: WebSocket) -> None:
+    await ours.send_close(3000)
+    await ours.wait_closed()
+
+
+async def _we_close(ours: WebSocket, peer: WebSocket) -> None:
+    await ours.close()
 
 
 ERRORS = {
     "was closed by the peer with 1000 or 1001": _peer_closes,
-    "was closed by the peer with another code": _peer_closes_otherwise,
-    "was lost": None,
+    "was closed by the peer with another code": _peer_fails,
+    "was lost": _is_lost,
     "had its Close sent by ``send_close()``, and answered": _we_half_close,
     "was closed by our ``close()``": _we_close,
 }
@@ -334,34 +344,114 @@ async def test_the_table_of_errors() -> None:
     async def kind(call: Awaitable[object]) -> str:
         try:
             await call
-        except Exception as exc:
-            name = type(exc).__name__
-            return f"``{name}``" if isinstance(exc, trio.ClosedResourceError) else f"`{name}`"
+        except trio_wt.TrioWTError as exc:
+            return f"`{type(exc).__name__}`"
+        except trio.ClosedResourceError:
+            return "``ClosedResourceError``"
         return "nothing"
 
     rows = list_table("errors.rst", "errors-table")
     assert [row[0] for row in rows] == list(ERRORS)
     for what, *expected in rows:
-        end = ERRORS[what]
-        if end is not None:
-            async with websocket_pair() as (a, b):
-                await end(a, b)
-                await trio.testing.wait_all_tasks_blocked()
-                assert [await kind(a.receive()), await kind(a.send("")), await kind(a.ping())] == expected
+        async with websocket_pair() as (ours, peer):
+            await ERRORS[what](ours, peer)
+            await trio.testing.wait_all_tasks_blocked()
+            calls = (ours.receive(), ours.send("x"), ours.ping())
+            assert [await kind(call) for call in calls] == expected, what
+
+
+# ---- the README, and commands
+
+
+def test_programs_of_the_readme(capsys: pytest.CaptureFixture[str]) -> None:
+    blocks = re.findall(r"^```(\w*)\n(.*?)^```", README.read_text(), re.M | re.S)
+    assert {language for language, _ in blocks} == {"console", "python"}
+    for language, block in blocks:
+        if language == "python":
+            exec(compile(block, "README.md", "exec", dont_inherit=True), {"__name__": "__main__"})
+    output = capsys.readouterr().out
+    assert re.fullmatch(r"hello\n[0-9.]+ ms there and back\nbetter late than never\n", output), (
+        output
+    )
+
+
+def test_code_in_docstrings_is_python() -> None:
+    found = 0
+    for name in trio_wt.__all__:
+        text = inspect.getdoc(getattr(trio_wt, name)) or ""
+        for block in re.findall(r"::\n\n((?:    .*\n|\n)+)", text):
+            indented = textwrap.indent(textwrap.dedent(block), "    ")
+            compile(f"async def shown():\n{indented}", name, "exec")
+            found += 1
+    assert found
+
+
+def commands() -> set[str]:
+    """Everything behind a prompt, in the README and on the pages."""
+    text = "".join(page.read_text() for page in (*PAGES, README))
+    lines = re.findall(r"^ *\$ (.*)$", text, re.M)
+    return {command.strip() for line in lines for command in line.split("&&")}
+
+
+def test_every_command_is_known() -> None:
+    extras = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"][
+        "optional-dependencies"
+    ]
+    for command in commands() - set(TRIO_WT):
+        if match := re.fullmatch(r"pip install (?:-e )?\"(?:\.|trio-wt)\[(\w+)\]\"", command):
+            assert match[1] in extras
+        elif match := re.fullmatch(r"python -m (\S+)", command):
+            assert importlib.util.find_spec(match[1]) is not None
+        elif match := re.fullmatch(r"python (examples/\S+\.py)( \S+)*", command):
+            assert (ROOT / match[1]).exists()
         else:
-            here, there = trio.testing.memory_stream_pair()
-            async with trio.open_nursery() as nursery:
+            # The second is test_docs_build; the first is how this runs.
+            assert command in {"pytest", "sphinx-build -W docs docs/_build/html"}
+    assert set(TRIO_WT) <= commands()
 
-                async def accept(stream: trio.abc.Stream = there) -> None:
-                    with trio.CancelScope(shield=True):
-                        try:
-                            async with trio_wt.wrap_server_stream(stream):
-                                await stream.aclose()
-                        except trio.ClosedResourceError:
-                            pass
 
-                nursery.start_soon(accept)
-                async with trio_wt.wrap_client_stream(here, "ws://test/") as a:
-                    await a.wait_closed()
-                    assert a.close_code == 1006
-                    assert [await kind(a.receive()), await kind(a.send("")), await kind(a.ping())] == expected
+# What is typed into each command, and what it then prints, in this order.
+TRIO_WT = {
+    "trio-wt demo": ("", "task tree"),
+    "trio-wt cert": ("", "cert.pem"),
+    "trio-wt connect ws://127.0.0.1:8765/": ("hello\n", "hello"),
+    "trio-wt connect --cafile cert.pem wss://localhost:8765/": ("in private\n", "in private"),
+}
+
+
+@pytest.mark.real_clock
+async def test_commands_of_trio_wt(tmp_path: Path) -> None:
+    async def run_it(command: str, port: int) -> None:
+        typed, expected = TRIO_WT[command]
+        words = command.replace("8765", str(port)).split()[1:]
+        done = await trio.run_process(
+            [sys.executable, "-m", "trio_wt", *words],
+            stdin=typed.encode(),
+            capture_stdout=True,
+            capture_stderr=True,
+            check=False,
+            cwd=tmp_path,
+            env=environment(),
+        )
+        assert done.returncode == 0, done.stderr.decode()
+        assert expected in done.stdout.decode()
+
+    async def echo(ws: WebSocket) -> None:
+        async for message in ws:
+            await ws.send(message)
+
+    demo, cert, plain, private = TRIO_WT
+    await run_it(cert, 0)
+    context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+    context.load_cert_chain(tmp_path / "cert.pem", tmp_path / "key.pem")
+    async with trio.open_nursery() as servers:
+        ports = []
+        for tls in (None, context):
+            serve = partial(trio_wt.serve_websocket, echo, 0, host="127.0.0.1", ssl_context=tls)
+            listeners = await servers.start(serve)
+            ports.append(listeners[0].socket.getsockname()[1])
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(run_it, demo, 0)
+            nursery.start_soon(run_it, plain, ports[0])
+            nursery.start_soon(run_it, private, ports[1])
+        servers.cancel_scope.cancel()

@@ -5,14 +5,13 @@ from __future__ import annotations
 import email.utils
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from datetime import datetime, timezone
+from datetime import UTC, datetime
 
+import pytest
 import trio
 import trio.testing
 from hypothesis import given, settings
 from hypothesis import strategies as st
-
-import pytest
 
 from trio_wt import HandshakeFailed, Headers
 from trio_wt._http.h1 import (
@@ -103,7 +102,10 @@ HEADS = st.lists(
 
 
 @settings(deadline=None, max_examples=150)
-@given(st.one_of(HEADS, HEADS.map(lambda head: head + b"\r\n\r\n"), st.binary(max_size=60)), st.integers(1, 20))
+@given(
+    st.one_of(HEADS, HEADS.map(lambda head: head + b"\r\n\r\n"), st.binary(max_size=60)),
+    st.integers(1, 20),
+)
 def test_any_bytes_in_any_chunking_have_one_outcome(data: bytes, chunk: int) -> None:
     async def outcome(size: int) -> object:
         async with in_chunks(data, size) as transport:
@@ -283,7 +285,7 @@ async def test_a_response_is_complete() -> None:
     assert headers["content-type"] == "text/plain; charset=utf-8"
     assert headers["content-length"] == "8"
     assert headers["connection"] == "close"
-    now = datetime.now(timezone.utc)
+    now = datetime.now(UTC)
     assert abs((email.utils.parsedate_to_datetime(headers["date"]) - now).total_seconds()) < 60
 
 

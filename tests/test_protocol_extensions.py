@@ -6,10 +6,9 @@ import logging
 from collections.abc import Sequence
 from typing import ClassVar
 
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-
-import pytest
 
 from tests.frames import parse_frames
 from trio_wt import (
@@ -437,9 +436,10 @@ async def test_the_limit_is_for_the_message_not_for_what_passes_between_two_exte
 
 
 async def test_both_together_end_to_end() -> None:
-    async with websocket_pair(
-        extensions=[Plain()], compression=Deflate(threshold=0)
-    ) as (client, server):
+    async with websocket_pair(extensions=[Plain()], compression=Deflate(threshold=0)) as (
+        client,
+        server,
+    ):
         for message in ("text é" * 1000, "", b"", bytes(range(256)) * 300):
             await client.send(message)
             assert await server.receive() == message

@@ -177,7 +177,9 @@ def test_a_handshake_has_no_body(field: tuple[str, str]) -> None:
     assert caught.value.status == 400
 
 
-@pytest.mark.parametrize("versions", [[], ["12"], ["013"], ["13, 8"], ["13", "13"], ["8", "13"], [""]])
+@pytest.mark.parametrize(
+    "versions", [[], ["12"], ["013"], ["13, 8"], ["13", "13"], ["8", "13"], [""]]
+)
 def test_only_version_13_is_spoken(versions: list[str]) -> None:
     headers = UPGRADE.without("sec-websocket-version")
     headers += [("Sec-WebSocket-Version", version) for version in versions]

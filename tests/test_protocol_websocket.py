@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
+import pytest
 import wsproto
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from wsproto.events import BytesMessage, CloseConnection, TextMessage
 from wsproto.events import Pong as WsprotoPong
 from wsproto.utilities import RemoteProtocolError
-
-import pytest
 
 from tests.frames import close_frame, frame, parse_frames
 from trio_wt._protocol.deflate import Deflate
@@ -20,7 +19,9 @@ from trio_wt._protocol.websocket import LocalStateError, WebSocketProtocol
 PLENTY = 10**9
 
 
-def codecs(client: Deflate | None = None, server: Deflate | None = None) -> tuple[list[ExtensionCodec], list[ExtensionCodec]]:
+def codecs(
+    client: Deflate | None = None, server: Deflate | None = None
+) -> tuple[list[ExtensionCodec], list[ExtensionCodec]]:
     """The two ends of a negotiated permessage-deflate."""
     client, server = client or Deflate(), server or Deflate()
     ours = server.accept(client.offer()[0])
@@ -48,7 +49,9 @@ def events(protocol: WebSocketProtocol, data: bytes, chunk: int | None = None) -
     found: list[Event] = []
     for at in range(0, max(len(data), 1), chunk or len(data) or 1):
         protocol.receive_data(data[at : at + (chunk or len(data))])
-        while (more := protocol.events(PLENTY, PLENTY)) or (protocol.end_pending and not protocol.closed):
+        while (more := protocol.events(PLENTY, PLENTY)) or (
+            protocol.end_pending and not protocol.closed
+        ):
             found += more
     return found
 
@@ -72,7 +75,9 @@ def joined(found: list[Event]) -> list[object]:
     return result
 
 
-def violation(data: bytes, *, client: bool = False, chunk: int | None = None, **limits: int | None) -> Closed:
+def violation(
+    data: bytes, *, client: bool = False, chunk: int | None = None, **limits: int | None
+) -> Closed:
     """What a protocol answers to a peer that breaks the rules; checks that the Close frame says the same."""
     protocol = WebSocketProtocol(client=client, **limits)  # type: ignore[arg-type]
     last = events(protocol, data, chunk)[-1]
@@ -396,7 +401,9 @@ def test_every_row_of_the_state_table(state: State, what: Input) -> None:
 
 def test_close_is_answered_with_the_same_code_and_reason() -> None:
     protocol = WebSocketProtocol(client=False)
-    assert events(protocol, close_frame(4001, "bye", masked=True)) == [Closed(4001, "bye", remote=True)]
+    assert events(protocol, close_frame(4001, "bye", masked=True)) == [
+        Closed(4001, "bye", remote=True)
+    ]
     assert sent(protocol) == close_frame(4001, "bye", masked=False)
 
 
@@ -409,7 +416,9 @@ def test_a_close_without_a_code_is_1005_and_answered_without() -> None:
 def test_who_closes_first_names_the_code() -> None:
     client, server = pair()
     client.send_close(4000, "mine")
-    assert events(client, close_frame(4000, "mine", masked=False)) == [Closed(4000, "mine", remote=False)]
+    assert events(client, close_frame(4000, "mine", masked=False)) == [
+        Closed(4000, "mine", remote=False)
+    ]
     assert events(server, sent(client)) == [Closed(4000, "mine", remote=True)]
 
 
@@ -501,9 +510,21 @@ def test_a_message_cannot_begin_inside_another() -> None:
 
 @pytest.mark.parametrize(
     ("code", "reason"),
-    [(999, ""), (1004, ""), (1006, ""), (1015, ""), (2000, ""), (5000, ""), (1000, "x" * 124), (1005, "x"), (1000, "a\r\nb")],
+    [
+        (999, ""),
+        (1004, ""),
+        (1006, ""),
+        (1015, ""),
+        (2000, ""),
+        (5000, ""),
+        (1000, "x" * 124),
+        (1005, "x"),
+        (1000, "a\r\nb"),
+    ],
 )
-def test_what_cannot_be_sent_as_close_is_refused_and_changes_nothing(code: int, reason: str) -> None:
+def test_what_cannot_be_sent_as_close_is_refused_and_changes_nothing(
+    code: int, reason: str
+) -> None:
     protocol = WebSocketProtocol(client=True)
     with pytest.raises(ValueError, match=r"close|code|reason"):
         protocol.send_close(code, reason)

@@ -11,10 +11,9 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
 
+import pytest
 import trio
 import trio.testing
-
-import pytest
 
 from trio_wt._transport.listen import Listener, accept_forever, open_listeners
 

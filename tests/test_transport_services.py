@@ -6,10 +6,9 @@ import signal
 import traceback
 from collections.abc import Awaitable, Callable
 
+import pytest
 import trio
 import trio.testing
-
-import pytest
 
 from trio_wt import InternalError
 from trio_wt._transport.services import Services
@@ -18,7 +17,7 @@ Body = Callable[["Harness", Services], Awaitable[None]]
 
 
 class Harness:
-    """A connection in small: a service that takes what the block sends, and a goodbye through it."""
+    """A connection in small: a service takes what the block sends, and the goodbye."""
 
     def __init__(self) -> None:
         self.log: list[str] = []

@@ -10,10 +10,9 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
 
+import pytest
 import trio
 import trio.testing
-
-import pytest
 
 from trio_wt._transport.tcp import SocketTransport, transport_of
 from trio_wt._transport.transport import Interrupted, Pieces, StreamTransport
@@ -22,7 +21,9 @@ pytestmark = pytest.mark.real_clock
 
 
 @asynccontextmanager
-async def pair(*, buffer: int | None = None) -> AsyncIterator[tuple[SocketTransport, socket.socket]]:
+async def pair(
+    *, buffer: int | None = None
+) -> AsyncIterator[tuple[SocketTransport, socket.socket]]:
     """A transport, and the bare socket at its other end."""
     ours, theirs = socket.socketpair()
     if buffer is not None:

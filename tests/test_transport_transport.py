@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import ssl
 
+import pytest
 import trio
 import trio.testing
+import trustme
 from hypothesis import given
 from hypothesis import strategies as st
-
-import pytest
-import trustme
 
 from trio_wt._transport.transport import CHUNK, Pieces, StreamTransport, take
 

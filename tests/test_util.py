@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
+import pytest
 import trio
 import trio.testing
 from hypothesis import given
 from hypothesis import strategies as st
-
-import pytest
 
 from trio_wt._util import Wakeup, safe_text
 

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import threading
 
+import pytest
 import trio
 import trio.testing
-
-import pytest
 
 from trio_wt.testing import websocket_pair
 from trio_wt.watch import render_task_tree

@@ -5,10 +5,9 @@ from __future__ import annotations
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
 
+import pytest
 import trio
 import trio.testing
-
-import pytest
 
 from tests.frames import frame, parse_frames
 from trio_wt import (
@@ -29,17 +28,20 @@ LIMIT = 1000
 
 
 class Member:
-    """A server's connection, and the bare stream of its client, which can stop taking what is sent."""
+    """A server's connection, and the bare stream of its client, which can stop taking."""
 
-    def __init__(self, ws: WebSocket, client: trio.abc.Stream, sends: trio.abc.SendStream) -> None:
+    def __init__(
+        self, ws: WebSocket, client: trio.abc.Stream, sends: trio.testing.MemorySendStream
+    ) -> None:
         self.ws = ws
         self.client = client
         self._sends = sends
+        self._deliver = sends.send_all_hook
         self._room = trio.Event()
 
     async def stall(self) -> list[tuple[int, bytes]]:
         """Take nothing more; send until the connection is behind, and tell what is owed then."""
-        self._sends.send_all_hook = self._room.wait  # type: ignore[attr-defined]
+        self._sends.send_all_hook = self._wait_and_deliver
         await self.ws.send(b"under way")
         await trio.testing.wait_all_tasks_blocked()
         owed = [(0x82, b"under way")]
@@ -48,15 +50,19 @@ class Member:
             owed.append((0x82, bytes(400)))
         return owed
 
+    async def _wait_and_deliver(self) -> None:
+        await self._room.wait()
+        assert self._deliver is not None
+        await self._deliver()
+
     def go_on(self) -> None:
-        self._sends.send_all_hook = None  # type: ignore[attr-defined]
         self._room.set()
 
     async def received(self) -> list[tuple[int, bytes]]:
         """All frames that have come so far."""
         await trio.testing.wait_all_tasks_blocked()
         data = b""
-        with trio.move_on_after(0):
+        with trio.move_on_after(0.001):
             while more := await self.client.receive_some():
                 data += bytes(more)
         return parse_frames(data)
@@ -70,11 +76,10 @@ async def room(count: int) -> AsyncIterator[list[Member]]:
             ours, theirs = trio.testing.memory_stream_pair()
             await ours.send_all(HANDSHAKE)
             ws = await stack.enter_async_context(
-                wrap_server_stream(
-                    theirs, compression=None, write_limit=LIMIT, ping_interval=None
-                )
+                wrap_server_stream(theirs, compression=None, write_limit=LIMIT, ping_interval=None)
             )
             await ours.receive_some()
+            assert isinstance(theirs.send_stream, trio.testing.MemorySendStream)
             members.append(Member(ws, ours, theirs.send_stream))
         yield members
 

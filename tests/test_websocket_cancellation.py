@@ -6,10 +6,9 @@ import contextlib
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 
+import pytest
 import trio
 import trio.testing
-
-import pytest
 
 from trio_wt import ConnectionClosed, WebSocket, wrap_client_stream, wrap_server_stream
 
@@ -49,7 +48,9 @@ async def slow_pair() -> AsyncIterator[tuple[WebSocket, WebSocket]]:
 
     async with trio.open_nursery() as nursery:
         nursery.start_soon(serve)
-        async with wrap_client_stream(a, "ws://example.test/", compression=None, write_limit=1000) as ws:
+        async with wrap_client_stream(
+            a, "ws://example.test/", compression=None, write_limit=1000
+        ) as ws:
             await ready.wait()
             try:
                 yield ws, servers[0]

@@ -6,10 +6,9 @@ import gc
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
+import pytest
 import trio
 import trio.testing
-
-import pytest
 
 from tests.frames import close_frame, frame, parse_frames
 from trio_wt import (
@@ -224,10 +223,13 @@ async def test_read_all_is_bounded() -> None:
 
 async def test_an_unlimited_message_is_streamed_in_bounded_memory() -> None:
     total = 30 * 2**20
-    async with websocket_pair(max_message_size=None, max_queue_bytes=65536, compression=None) as (
-        client,
-        server,
-    ), trio.open_nursery() as nursery:
+    async with (
+        websocket_pair(max_message_size=None, max_queue_bytes=65536, compression=None) as (
+            client,
+            server,
+        ),
+        trio.open_nursery() as nursery,
+    ):
         nursery.start_soon(client.send, (bytes(2**16) for _ in range(total >> 16)))
         size = 0
         async with server.receive_stream() as message:
@@ -376,7 +378,10 @@ async def test_any_inbound_data_counts_as_life() -> None:
 
 
 async def test_keepalive_does_not_blame_a_peer_we_do_not_listen_to() -> None:
-    async with websocket_pair(ping_interval=1, ping_timeout=1, compression=None) as (client, server):
+    async with websocket_pair(ping_interval=1, ping_timeout=1, compression=None) as (
+        client,
+        server,
+    ):
         for _ in range(30):
             await client.send(bytes(100_000))
         await client.send_close()
@@ -543,7 +548,9 @@ async def test_leaving_the_block_says_how() -> None:
             pass
         return server.close_code
 
-    assert await server_code("normally") == 1006  # the raw peer never answers; see below for real ones
+    assert (
+        await server_code("normally") == 1006
+    )  # the raw peer never answers; see below for real ones
 
     async def run(end: str) -> int | None:
         seen: list[WebSocket] = []

@@ -110,7 +110,7 @@ class Machine(RuleBasedStateMachine):
 
     @rule(limit=st.none() | st.integers(0, 5))
     def take_all(self, limit: int | None) -> None:
-        expected = []
+        expected: list[object] = []
         while self.ready() and (limit is None or len(expected) < limit):
             expected.append(self.model.queue.pop(0))
         assert self.inbox.take_all(limit) == expected

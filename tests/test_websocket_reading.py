@@ -5,9 +5,8 @@ from __future__ import annotations
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
-import trio
-
 import pytest
+import trio
 
 from tests.frames import frame
 from tests.test_websocket_connection import HANDSHAKE
@@ -32,7 +31,11 @@ async def conversation(**settings: object) -> AsyncIterator[tuple[trio.SocketStr
     async with trio.open_nursery() as nursery:
         listeners = await nursery.start(
             lambda task_status: serve_websocket(
-                handler, 0, host="127.0.0.1", task_status=task_status, **settings  # type: ignore[arg-type]
+                handler,
+                0,
+                host="127.0.0.1",
+                task_status=task_status,
+                **settings,  # type: ignore[arg-type]
             )
         )
         port = listeners[0].socket.getsockname()[1]

@@ -100,7 +100,20 @@ def test_only_str_is_a_url() -> None:
 
 PARTS = st.lists(
     st.sampled_from(
-        ["ws://", "wss://", "ws+unix://", "//", "http:", "h.test", "[::1]", "[", "]", ":", "80", "@"]
+        [
+            "ws://",
+            "wss://",
+            "ws+unix://",
+            "//",
+            "http:",
+            "h.test",
+            "[::1]",
+            "[",
+            "]",
+            ":",
+            "80",
+            "@",
+        ]
         + ["/", "?", "#", "%2F", "%", "ü", "\ud800", "%ff", "..", "\\", "xn--", "~", "a", "\u06dd"]
     ),
     max_size=8,

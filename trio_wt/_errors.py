@@ -63,7 +63,10 @@ class ConnectionClosed(TrioWTError):
 
 
 class ConnectionClosedOK(ConnectionClosed, trio.EndOfChannel):
-    """The connection ended cleanly, with code 1000, 1001 or none: iteration just stops."""
+    """The connection ended cleanly, so iteration just stops.
+
+    The peer closed with code 1000, 1001 or none, or it answered our own Close, whatever its code.
+    """
 
 
 class ConnectionClosedError(ConnectionClosed, trio.BrokenResourceError):

@@ -146,12 +146,17 @@ class RawPeer:
     Args:
         stream: where to talk.
         client: the role: clients mask.
+
+    Attributes:
+        received: what has arrived and was not parsed yet.
+        broken: the connection did not end, it broke.
     """
 
     def __init__(self, stream: trio.abc.Stream, *, client: bool = True) -> None:
         self.stream = stream
         self.client = client
         self.received = bytearray()
+        self.broken = False
 
     async def send(self, data: bytes) -> None:
         await self.stream.send_all(data)
@@ -164,13 +169,14 @@ class RawPeer:
         try:
             await self.stream.send_all(data)
         except trio.BrokenResourceError:
-            pass
+            self.broken = True
 
     async def more(self) -> bool:
         """Receive something; False at the end, however it comes."""
         try:
             data = await self.stream.receive_some(65536)
         except trio.BrokenResourceError:
+            self.broken = True
             return False
         self.received += data
         return bool(data)

@@ -375,6 +375,7 @@ async def test_close_frame_outruns_the_end_of_the_socket(name: str) -> None:
                 await peer.try_send(bytes(20_000))
             with trio.fail_after(2):
                 await peer.expect_failure(code)
+            assert not peer.broken
             await peer.aclose()
 
 

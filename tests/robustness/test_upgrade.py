@@ -294,6 +294,7 @@ async def test_answer_arrives_although_the_peer_goes_on_sending() -> None:
         for _ in range(30):
             await peer.try_send(b"a" * 16384)
         assert parse_answer(await peer.rest()).status == 431
+        assert not peer.broken
         await peer.aclose()
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import ssl
 from collections.abc import Awaitable, Callable, Iterator
 
@@ -37,16 +38,20 @@ def run_trio(main: Callable[[], Awaitable[None]]) -> None:
     """Run a command's async part; what it raises comes out alone, not in groups.
 
     Raises:
+        Interrupted: Ctrl-C, where ``main`` does not handle it.
         BaseException: what ``main`` raises; of a group, what matters most.
     """
     try:
-        trio.run(main)
-    except BaseExceptionGroup as group:
-        leaves = list(_leaves(group))
-        # An interruption is not to be hidden by what broke because of it.
-        raise next(
-            (leaf for leaf in leaves if not isinstance(leaf, Exception)), leaves[0]
-        ) from group
+        try:
+            trio.run(main)
+        except BaseExceptionGroup as group:
+            leaves = list(_leaves(group))
+            # An interruption is not to be hidden by what broke because of it.
+            worst = next((leaf for leaf in leaves if not isinstance(leaf, Exception)), leaves[0])
+            raise worst from group
+    except KeyboardInterrupt:
+        # Click would print an empty line for it.
+        raise Interrupted(signal.SIGINT) from None
 
 
 def _leaves(exc: BaseException) -> Iterator[BaseException]:

@@ -16,15 +16,15 @@ from .text import escape, hexadecimal
 __all__ = ["interact"]
 
 HELP: Final = """\
-  TEXT                     send TEXT as a text message
-  //TEXT                   send /TEXT
-  /text TEXT               send TEXT, which may be empty
-  /binary HEX              send a binary message: /binary 00 ff 2a
-  /ping [TEXT]             send a ping and print its round-trip time
-  /close [CODE [REASON]]   close the connection, with code 1000 if none is given
-  /help                    print this
-  Ctrl-D closes with code 1000, Ctrl-C with 1001. What is received begins with "< ", or with
-  "<binary", what this program says with "* "."""
+  TEXT                    send TEXT as a text message
+  //TEXT                  send /TEXT
+  /text TEXT              send TEXT, which may be empty
+  /binary HEX             send a binary message: /binary 00 ff 2a
+  /ping [TEXT]            send a ping and print its round-trip time
+  /close [CODE [REASON]]  close the connection; the code is 1000 if none is given
+  /help                   print this
+  Ctrl-D closes with code 1000, Ctrl-C with 1001.
+  "< " begins a text message, "<binary" a binary one, "* " what trio-wt says."""
 
 # A terminal is no place for megabytes of digits.
 _SHOWN_BYTES: Final = 1024

@@ -196,9 +196,7 @@ class Deflate(Extension):
         except ExtensionError:
             return None
         response: list[tuple[str, str | None]] = []
-        for name in _NO_CONTEXT:
-            if name in asked or getattr(self, name):
-                response.append((name, None))
+        response += [(name, None) for name in _NO_CONTEXT if name in asked or getattr(self, name)]
         server_bits = min(
             self.server_max_window_bits, int(asked.get("server_max_window_bits") or 15)
         )

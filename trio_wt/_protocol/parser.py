@@ -20,6 +20,7 @@ __all__ = ["FrameParser"]
 
 _TEXT_WHOLE: Final = FIN | Opcode.TEXT
 _BINARY_WHOLE: Final = FIN | Opcode.BINARY
+_WHOLE: Final = (_TEXT_WHOLE, _BINARY_WHOLE)
 # How much is given to an extension at once; deflate makes at most 1032 bytes of one.
 _DECODE_PIECE: Final = 1024
 
@@ -145,11 +146,7 @@ class FrameParser:
                 return True
             first, second = buffer[pos], buffer[pos + 1]
             # The common case: a whole data frame that is a whole message, nothing reserved.
-            if (
-                (first == _BINARY_WHOLE or first == _TEXT_WHOLE)
-                and second & 0x80 == expected_mask
-                and not self._message_opcode
-            ):
+            if first in _WHOLE and second & 0x80 == expected_mask and not self._message_opcode:
                 length = second & 0x7F
                 start = pos + 2
                 if length == 126:

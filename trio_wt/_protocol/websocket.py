@@ -123,6 +123,11 @@ class WebSocketProtocol:
         return self._parser.unparsed
 
     @property
+    def closed_by_us(self) -> bool:
+        """Whether this side began the closing handshake."""
+        return self._close is not None
+
+    @property
     def has_incoming(self) -> bool:
         """Whether bytes wait to be parsed, or the end was found or given out."""
         return bool(self._parser.unparsed or self._deferred is not None or self.closed is not None)

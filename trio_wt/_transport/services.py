@@ -24,7 +24,7 @@ from __future__ import annotations
 
 from collections.abc import Awaitable, Callable
 from types import TracebackType
-from typing import TypeAlias
+from typing import Self, TypeAlias
 
 import trio
 
@@ -72,7 +72,7 @@ class Services:
         self._scopes: list[trio.CancelScope] = []
         self._stopped = False
 
-    async def __aenter__(self) -> Services:
+    async def __aenter__(self) -> Self:
         self._nursery = await self._manager.__aenter__()
         self._body_scope.__enter__()
         return self

@@ -47,18 +47,21 @@ class SocketTransport(Transport):
 
     def interrupt(self) -> None:
         # Wakes everybody who waits for the socket; who was not meant waits again.
-        trio.lowlevel.notify_closing(self._sock)
+        if self._sock.fileno() != -1:
+            trio.lowlevel.notify_closing(self._sock)
 
-    def _check_open(self) -> None:
+    async def _check_open(self) -> None:
         if self._sock.fileno() == -1:
+            await trio.lowlevel.checkpoint()
             raise trio.ClosedResourceError("this side closed the socket") from None
 
     async def receive(self) -> bytes:
+        await self._check_open()
         while True:
             try:
                 await trio.lowlevel.wait_readable(self._sock)
-            except (trio.ClosedResourceError, ValueError):
-                self._check_open()
+            except trio.ClosedResourceError:
+                await self._check_open()
                 raise Interrupted from None
             try:
                 data = self._sock.recv(self._ask_for)
@@ -88,6 +91,7 @@ class SocketTransport(Transport):
             return 0  # full, or broken: either way the writer's next send_some finds out
 
     async def send_some(self, pieces: Pieces) -> None:
+        await self._check_open()
         while True:
             try:
                 await trio.lowlevel.wait_writable(self._sock)
@@ -95,8 +99,8 @@ class SocketTransport(Transport):
                 return
             except (BlockingIOError, InterruptedError):
                 continue
-            except (trio.ClosedResourceError, ValueError):
-                self._check_open()
+            except trio.ClosedResourceError:
+                await self._check_open()
             except OSError as exc:
                 raise _broken(exc) from exc
 

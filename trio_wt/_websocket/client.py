@@ -51,7 +51,7 @@ class _Offer:
         """Check what the caller gave, before anything is opened."""
         extra = Headers(headers)
         if origin is not None:
-            extra = extra.without("origin") + [("Origin", origin)]
+            extra = Headers([*extra.without("origin").fields, ("Origin", origin)])
         if user_agent is not None and "user-agent" not in extra:
             extra += [("User-Agent", user_agent)]
         offer = cls(subprotocols, extra, settings)

@@ -228,10 +228,10 @@ class Connection:
             return False
         arrived = woken = False
         while True:
-            if protocol.end_pending and not self.closed_here:
-                # What has come just now was not answered in any case.
-                if arrived or (not end and (inbox.messages or self.answering)):
-                    break
+            # What has come just now was not answered in any case.
+            unanswered = arrived or (not end and (inbox.messages or self.answering))
+            if protocol.end_pending and unanswered and not self.closed_here:
+                break
             messages, size = inbox.room()
             if (messages <= 0 or size <= 0) and not protocol.end_pending:
                 for pong in protocol.look_ahead():
@@ -427,7 +427,7 @@ class Connection:
             return None
         if self._gone_away is not None and not self.closed_here:
             return self._gone_away
-        if self.closed_here or self.protocol.state is State.CLOSING:
+        if self.closed_here or self.protocol.closed_by_us:
             return trio.ClosedResourceError("this side has closed the connection")
         return self.end_error(sending=True)
 
@@ -584,7 +584,7 @@ class Connection:
             closed.code in _CLEAN_CODES or not closed.remote
         )
         kind = ConnectionClosedOK if clean and not sending else ConnectionClosedError
-        error = kind(closed.code, closed.reason, remote=closed.remote)
+        error = kind(int(closed.code), closed.reason, remote=closed.remote)
         error.__cause__ = self._cause if closed.code == CloseCode.ABNORMAL else None
         return error
 

@@ -69,6 +69,8 @@ class Reconnect(Generic[T]):
         self._reset_after = reset_after
         self._max_failures = max_failures
         self._failures = 0
+        # What the pause grows with: failures, and sessions that ended soon after they had begun.
+        self._ends = 0
         self._begun = False
 
     def __aiter__(self) -> Self:
@@ -84,7 +86,7 @@ class Reconnect(Generic[T]):
 
     def _delay(self) -> float:
         # "Full jitter": a random time below a bound that doubles, so that clients do not come back in step.
-        bound = self._initial_delay * 2.0 ** min(max(self._failures - 1, 0), 64)
+        bound = self._initial_delay * 2.0 ** min(max(self._ends - 1, 0), 64)
         return random.uniform(0, min(bound, self._max_delay))
 
     def _is_worth_retrying(self, exc: Exception) -> bool:
@@ -102,6 +104,7 @@ class Reconnect(Generic[T]):
                 return manager, await manager.__aenter__()
             except Exception as exc:
                 self._failures += 1
+                self._ends += 1
                 if not self._is_worth_retrying(exc):
                     raise
                 delay = self._delay()
@@ -111,7 +114,10 @@ class Reconnect(Generic[T]):
 
     def ended(self, exc: Exception | None, lasted: float) -> bool:
         """A session has ended after ``lasted`` seconds; whether its exception is swallowed."""
-        self._failures = 1 if lasted >= self._reset_after else self._failures + 1
+        if lasted >= self._reset_after:
+            self._failures = self._ends = 0
+        self._ends += 1
+        self._failures = 0 if exc is None else self._failures + 1
         if exc is None or not self._is_worth_retrying(exc):
             return False
         if self._on_retry is not None:
@@ -142,7 +148,8 @@ class Attempt(Generic[T]):
         lasted = trio.current_time() - self._opened_at
         try:
             if await self._manager.__aexit__(exc_type, exc, traceback):
-                exc = None
+                self._owner.ended(None, lasted)
+                return True
         except Exception as raised:
             if self._owner.ended(raised, lasted):
                 return True

@@ -41,7 +41,7 @@ class Settings:
         max_queue_messages: how many received messages may wait for the application. Past it the socket is no
             longer read, but for pings and pongs within 64 KiB.
         max_queue_bytes: how many bytes of received messages may wait.
-        write_limit: `send` waits while so many bytes, or more, have not gone to the system yet.
+        write_limit: `WebSocket.send` waits while so many bytes, or more, have not gone to the system yet.
         ping_interval: seconds without anything from the peer after which a ping is sent; None for never.
         ping_timeout: seconds after such a ping without anything from the peer after which the connection fails
             with 1011; None for never.

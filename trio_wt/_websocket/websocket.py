@@ -250,7 +250,9 @@ class WebSocket(trio.abc.Channel[str | bytes]):
 
         Raises:
             trio.WouldBlock: no whole message has arrived.
-            ConnectionClosed, trio.ClosedResourceError, trio.BusyResourceError: as for `receive`.
+            ConnectionClosed: the connection ended, as for `receive`.
+            trio.ClosedResourceError: this side called `close`.
+            trio.BusyResourceError: another task is receiving.
         """
         connection = self._connection
         if connection.receiving or connection.inbox.streaming:
@@ -414,7 +416,7 @@ class WebSocket(trio.abc.Channel[str | bytes]):
 
     @property
     def close_code(self) -> int | None:
-        """The close code, once the connection has ended: 1005 for none given, 1006 for no Close at all."""
+        """The close code, once the connection has ended; 1005 for none given, 1006 for no Close at all."""
         closed = self._connection.protocol.closed
         return None if closed is None else int(closed.code)
 
