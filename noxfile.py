@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from pathlib import Path
+
 import nox
 
 nox.options.default_venv_backend = "venv"
@@ -20,7 +22,8 @@ def lint(session: nox.Session) -> None:
     session.install("-e", ".[dev]")
     session.run("ruff", "check", ".")
     session.run("ruff", "format", "--check", ".")
-    session.run("flake8-async", "trio_wt")
+    off = "ASYNC109,ASYNC113,ASYNC114,ASYNC120,ASYNC128"  # .ci/run says why
+    session.run("flake8-async", f"--disable={off}", *map(str, Path("trio_wt").rglob("*.py")))
 
 
 @nox.session

@@ -208,7 +208,7 @@ class Terminal:
         pyte = require("pyte")
         self._ended = (pexpect.EOF,)
         self._silent = (pexpect.TIMEOUT,)
-        self.screen = pyte.HistoryScreen(100, 30, history=1000)
+        self.screen = pyte.HistoryScreen(100, 30, history=100_000)
         self._stream = pyte.ByteStream(self.screen)
         whole = [*(command or COMMAND), *arguments]
         self._child = pexpect.spawn(

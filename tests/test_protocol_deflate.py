@@ -7,9 +7,9 @@ from collections.abc import Iterable
 from dataclasses import replace
 
 import pytest
-import wsproto
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from wsproto.connection import Connection, ConnectionType
 from wsproto.events import BytesMessage, Event, TextMessage
 from wsproto.extensions import PerMessageDeflate
 
@@ -262,8 +262,8 @@ def test_wsproto_reads_us_and_we_read_wsproto(
         peer.finalize(format_extension(codec.name, codec.response))
     assert codec is not None
     protocol = WebSocketProtocol(client=we_are_client, codecs=[codec], max_message_size=None)
-    kind = wsproto.ConnectionType.SERVER if we_are_client else wsproto.ConnectionType.CLIENT
-    connection = wsproto.Connection(kind, extensions=[peer])
+    kind = ConnectionType.SERVER if we_are_client else ConnectionType.CLIENT
+    connection = Connection(kind, extensions=[peer])
 
     wire = b""
     for fragments in messages:

@@ -457,7 +457,7 @@ def test_a_good_response() -> None:
         ("", [("Sec-WebSocket-Protocol", "other")], "'other', which was not offered"),
         ("", [("Sec-WebSocket-Protocol", "CHAT")], "not offered"),
         ("", [("Sec-WebSocket-Protocol", "")], "not offered"),
-        ("", [("Sec-WebSocket-Protocol", "chat"), ("Sec-WebSocket-Protocol", "chat")], "not offered"),
+        ("", [("Sec-WebSocket-Protocol", "chat")] * 2, "not offered"),
         ("", [("Sec-WebSocket-Protocol", "chat, v2")], "not offered"),
         ("", [("Sec-WebSocket-Extensions", "foo")], "Sec-WebSocket-Extensions: .*not offered"),
         ("", [("Sec-WebSocket-Extensions", "a b")], "Sec-WebSocket-Extensions: malformed"),

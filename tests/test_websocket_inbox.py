@@ -23,7 +23,7 @@ def weight(message: str | bytes) -> int:
 
 @dataclass
 class Arriving:
-    """The model of a message that comes in pieces: all that came, and how far the stream has read."""
+    """A message that comes in pieces: all that came, and how far the stream has read."""
 
     text: bool
     data: bytes = b""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 import signal
 import ssl
 import sys
@@ -152,7 +153,7 @@ def connect(
 
     On a terminal it prompts for messages, with a history; /help there tells more.
 
-    With standard input or output redirected, each line of input is sent as a text message, and each message received is
+    With standard input or output redirected, or on a dumb terminal, each line of input is sent as a text message, and each message received is
     printed on a line (binary ones as 0x and hexadecimal digits, control characters escaped); when the input
     has ended and --linger has passed, the connection is closed.
 
@@ -219,9 +220,13 @@ class _Mode:
 
     @property
     def interactive(self) -> bool:
-        """Whether a person is there to talk to."""
+        """Whether there is a terminal, on which lines can be edited, to talk to a person."""
         return (
-            not self.binary and sys.stdin is not None and sys.stdin.isatty() and sys.stdout.isatty()
+            not self.binary
+            and sys.stdin is not None
+            and sys.stdin.isatty()
+            and sys.stdout.isatty()
+            and os.environ.get("TERM") not in ("dumb", "unknown")
         )
 
 

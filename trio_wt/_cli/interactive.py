@@ -64,7 +64,8 @@ class _Conversation:
         self.end: ConnectionClosed | None = None
 
     async def run(self) -> None:
-        await self._say(f"{_greeting(self._websocket)}; /help tells what can be entered")
+        await self._say(_greeting(self._websocket))
+        await self._say("/help tells what can be entered")
         async with trio.open_nursery() as nursery:
             self._nursery = nursery
             nursery.start_soon(self._print_messages)

@@ -108,13 +108,13 @@ class Services:
         try:
             if self._body_scope.__exit__(exc_type, exc, traceback):
                 outcome = None
-        except BaseException as filtered:  # a group, less what the scope has caught
+        except BaseException as filtered:  # a group, less what the scope has caught  # noqa: ASYNC103
             outcome = filtered
         failure: BaseException | None = None
         try:
             with trio.CancelScope(shield=True):
                 await self._goodbye(exc)
-        except BaseException as raised:
+        except BaseException as raised:  # noqa: ASYNC103
             failure = raised
         self._stopped = True
         for scope in self._scopes:

@@ -219,7 +219,7 @@ async def _open(
             credentials = target.auth or credentials
             url = target
         except BaseException:
-            await _abandon(transport)
+            await _abandon(transport)  # noqa: ASYNC102
             raise
     raise AssertionError("the loop returns or raises")
 
@@ -332,7 +332,7 @@ async def wrap_client_stream(
         await _abandon(transport)
         raise HandshakeFailed(f"no WebSocket within {handshake_timeout} seconds") from None
     except BaseException:
-        await _abandon(transport)
+        await _abandon(transport)  # noqa: ASYNC102
         raise
     async with connection:
         yield websocket

@@ -150,7 +150,7 @@ class Connection:
         traceback: TracebackType | None,
     ) -> bool:
         try:
-            return await self._services.__aexit__(exc_type, exc, traceback)
+            return await self._services.__aexit__(exc_type, exc, traceback)  # noqa: ASYNC102
         finally:
             with trio.CancelScope(shield=True):
                 await self.transport.aclose(graceful=False)

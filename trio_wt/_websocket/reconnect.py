@@ -147,7 +147,7 @@ class Attempt(Generic[T]):
         assert self._manager is not None
         lasted = trio.current_time() - self._opened_at
         try:
-            if await self._manager.__aexit__(exc_type, exc, traceback):
+            if await self._manager.__aexit__(exc_type, exc, traceback):  # noqa: ASYNC102
                 self._owner.ended(None, lasted)
                 return True
         except Exception as raised:

@@ -450,7 +450,7 @@ async def serve_websocket(
             await _close_all(opened)
             await server.shut_down(shutdown_timeout)
     finally:
-        await _close_all(opened)
+        await _close_all(opened)  # noqa: ASYNC102
         if unix_path is not None:
             with suppress(FileNotFoundError):
                 os.unlink(unix_path)

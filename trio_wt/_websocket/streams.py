@@ -100,7 +100,7 @@ class SendMessageStream:
         complete = False
         try:
             if exc is None:
-                await trio.lowlevel.checkpoint()
+                await trio.lowlevel.checkpoint()  # noqa: ASYNC102
                 self._push(b"", final=True)
                 connection.messages_sent += 1
                 complete = True

@@ -86,7 +86,7 @@ async def websocket_pair(
             ) as websocket:
                 await ready.wait()
                 yield websocket, opened[0]
-        except BaseException as exc:
+        except BaseException as exc:  # noqa: ASYNC103
             # Kept out of the nursery's sight, which would wrap it.
             failure = exc
         done.set()
