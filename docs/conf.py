@@ -76,10 +76,9 @@ def tidy_signature(
         return None
     if name.removeprefix("trio_wt.") in _MADE_HERE:
         return "", None
-    signature, returns = (
-        text and re.sub(r"TypeAliasForwardRef\('(\w+)'\)", r"\1", text)
-        for text in (signature, returns)
-    )
+    alias = re.compile(r"TypeAliasForwardRef\('(\w+)'\)")
+    signature = alias.sub(r"\1", signature)
+    returns = alias.sub(r"\1", returns) if returns else None
     signature = re.sub(r"<function (\w+)>", r"\1", signature).replace("<factory>", "Deflate()")
     if returns and inspect.isasyncgenfunction(inspect.unwrap(obj)):  # type: ignore[arg-type]
         returns = returns.replace("AsyncIterator", "AbstractAsyncContextManager")

@@ -7,7 +7,6 @@ import sys
 from pathlib import Path
 
 import pytest
-import trio
 
 import trio_wt
 

@@ -1,4 +1,4 @@
-"""Autobahn's cases against our server and client; ends with status 1 unless every case passed."""
+"""Autobahn's cases against our server and client; status 1 unless every case passed."""
 
 from __future__ import annotations
 
@@ -65,7 +65,7 @@ def main() -> int:
     if not batches:
         parser.error("there are no such cases")
     started = time.monotonic()
-    verdicts = asyncio.run(
+    verdicts, complaints = asyncio.run(
         run_batches(
             batches,
             engine=arguments.engine,
@@ -78,10 +78,10 @@ def main() -> int:
     print()
     print(table(verdicts))
     print(f"{time.monotonic() - started:.1f} s")
-    if all(verdict.passed for verdict in verdicts):
+    if not complaints and all(verdict.passed for verdict in verdicts):
         return 0
     print()
-    print(failures(verdicts))
+    print(*complaints, failures(verdicts), sep="\n")
     return 1
 
 

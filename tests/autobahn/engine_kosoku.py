@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Final
 from kosoku import FailureError, run_fuzzingclient, run_fuzzingserver
 from kosoku.cases import CASES
 
-from .peer_process import client_peer, server_peer
+from .peer_process import Complain, client_peer, server_peer
 from .plan import Batch
 from .verdicts import Side, Verdict
 
@@ -29,23 +29,26 @@ _UPDATE_REPORTS: Final = (
 )
 
 
-async def run(module: str, batch: Batch) -> list[Verdict]:
+async def run(module: str, batch: Batch, complain: Complain) -> list[Verdict]:
     """Run a batch against the peer in `module`; the answer lacks cases that came to no verdict."""
     try:
-        results = await (_fuzz_server if batch.side == "server" else _fuzz_client)(module, batch)
+        if batch.side == "server":
+            results = await _fuzz_server(module, batch, complain)
+        else:
+            results = await _fuzz_client(module, batch, complain)
     except FailureError as failure:
         results = failure.results
     return list(_verdicts(batch.side, results))
 
 
-async def _fuzz_server(module: str, batch: Batch) -> list[CaseResult]:
-    async with server_peer(module, batch) as url:
+async def _fuzz_server(module: str, batch: Batch, complain: Complain) -> list[CaseResult]:
+    async with server_peer(module, batch, complain) as url:
         return await run_fuzzingclient(url, batch.cases, concurrency=_CONCURRENCY)
 
 
-async def _fuzz_client(module: str, batch: Batch) -> list[CaseResult]:
+async def _fuzz_client(module: str, batch: Batch, complain: Complain) -> list[CaseResult]:
     async with run_fuzzingserver(batch.cases, host="127.0.0.1", port=0) as server:
-        await client_peer(module, batch, f"ws://127.0.0.1:{server.port}")
+        await client_peer(module, batch, complain, f"ws://127.0.0.1:{server.port}")
         await _end_run(server.port)
         results = await server.get_result()
     return list(results)

@@ -18,7 +18,7 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any, Final
 
-from .peer_process import client_peer, server_peer, stop
+from .peer_process import Complain, client_peer, server_peer, stop
 from .plan import Batch
 from .verdicts import Side, Verdict
 
@@ -39,7 +39,7 @@ def _command() -> list[str]:
     raise FileNotFoundError("no wstest on PATH, and AUTOBAHN_PYTHON is not set")
 
 
-async def run(module: str, batch: Batch) -> list[Verdict]:
+async def run(module: str, batch: Batch, complain: Complain) -> list[Verdict]:
     """Run a batch against the peer in `module`; the answer lacks cases that came to no verdict.
 
     Raises:
@@ -48,9 +48,9 @@ async def run(module: str, batch: Batch) -> list[Verdict]:
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         if batch.side == "server":
-            await _fuzz_server(module, batch, folder)
+            await _fuzz_server(module, batch, complain, folder)
         else:
-            await _fuzz_client(module, batch, folder)
+            await _fuzz_client(module, batch, complain, folder)
         return list(_verdicts(batch.side, folder))
 
 
@@ -72,21 +72,21 @@ async def _wstest(mode: str, batch: Batch, folder: Path, **spec: object) -> Asyn
         await stop(process)
 
 
-async def _fuzz_server(module: str, batch: Batch, folder: Path) -> None:
-    async with server_peer(module, batch) as url:
+async def _fuzz_server(module: str, batch: Batch, complain: Complain, folder: Path) -> None:
+    async with server_peer(module, batch, complain) as url:
         servers = [{"agent": _AGENT, "url": url, "options": {"version": 18}}]
         async with _wstest("fuzzingclient", batch, folder, servers=servers) as process:
             await process.wait()
 
 
-async def _fuzz_client(module: str, batch: Batch, folder: Path) -> None:
+async def _fuzz_client(module: str, batch: Batch, complain: Complain, folder: Path) -> None:
     # It cannot tell a port that the system chose, so one is chosen for it.
     with socket.create_server(("127.0.0.1", 0)) as probe:
         port = probe.getsockname()[1]
     url = f"ws://127.0.0.1:{port}"
     async with _wstest("fuzzingserver", batch, folder, url=url) as process:
         await _listening(port, process)
-        await client_peer(module, batch, url)
+        await client_peer(module, batch, complain, url)
 
 
 async def _listening(port: int, process: Process) -> None:

@@ -5,12 +5,15 @@ from __future__ import annotations
 import asyncio
 import sys
 from asyncio.subprocess import PIPE, Process
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 
 from .plan import Batch
 
-__all__ = ["client_peer", "server_peer", "stop"]
+__all__ = ["Complain", "client_peer", "server_peer", "stop"]
+
+# Takes a line about a peer that was killed, or ended in an error: verdicts do not show that.
+Complain = Callable[[str], None]
 
 _STOP_TIMEOUT = 10  # seconds
 
@@ -26,13 +29,15 @@ async def stop(process: Process) -> None:
 
 
 @asynccontextmanager
-async def _spawn(module: str, *arguments: str, limit: float) -> AsyncIterator[Process]:
+async def _spawn(
+    module: str, batch: Batch, complain: Complain, *arguments: str
+) -> AsyncIterator[Process]:
     # A pipe as standard input tells the peer when we are gone. Killing it at the limit makes every
     # connection fail, so that the fuzzer comes to an end by itself and still hands out what it has.
     process = await asyncio.create_subprocess_exec(
-        sys.executable, "-m", module, *arguments, stdin=PIPE, stdout=PIPE
+        sys.executable, "-m", module, batch.side, *arguments, stdin=PIPE, stdout=PIPE
     )
-    killer = asyncio.get_running_loop().call_later(limit, process.kill)
+    killer = asyncio.get_running_loop().call_later(batch.limit, process.kill)
     try:
         yield process
     finally:
@@ -40,16 +45,18 @@ async def _spawn(module: str, *arguments: str, limit: float) -> AsyncIterator[Pr
         if process.stdin is not None:
             process.stdin.close()
         await stop(process)
+        if process.returncode:
+            complain(f"{module} {batch.side} ended with status {process.returncode}")
 
 
 @asynccontextmanager
-async def server_peer(module: str, batch: Batch) -> AsyncIterator[str]:
+async def server_peer(module: str, batch: Batch, complain: Complain) -> AsyncIterator[str]:
     """Run the server under test; the value is its URL.
 
     Raises:
         RuntimeError: the server ended before it told its port.
     """
-    async with _spawn(module, "server", limit=batch.limit) as process:
+    async with _spawn(module, batch, complain) as process:
         assert process.stdout is not None
         line = await process.stdout.readline()
         if not line:
@@ -57,8 +64,8 @@ async def server_peer(module: str, batch: Batch) -> AsyncIterator[str]:
         yield f"ws://127.0.0.1:{int(line)}"
 
 
-async def client_peer(module: str, batch: Batch, url: str) -> None:
+async def client_peer(module: str, batch: Batch, complain: Complain, url: str) -> None:
     """Let the client under test go through the fuzzing server's cases, until it ends or dies."""
     options = ["--offer-no-context"] if batch.offer_no_context else []
-    async with _spawn(module, "client", url, *options, limit=batch.limit) as process:
+    async with _spawn(module, batch, complain, url, *options) as process:
         await process.communicate()

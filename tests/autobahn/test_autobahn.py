@@ -7,6 +7,7 @@ import json
 import os
 import subprocess
 import sys
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
@@ -18,6 +19,15 @@ _GROUPS: Final = {1: 16, 2: 11, 3: 7, 4: 10, 5: 20, 6: 145, 7: 37, 9: 54, 10: 1}
 _TIMEOUT: Final = 240  # seconds; it takes about 10
 
 
+@dataclass(frozen=True)
+class Run:
+    """What came of a run: its exit status, what it printed, and every verdict."""
+
+    status: int
+    output: str
+    verdicts: list[dict[str, Any]]
+
+
 @pytest.fixture(scope="module", params=["server", "client"])
 def side(request: pytest.FixtureRequest) -> str:
     """What is under test."""
@@ -26,8 +36,8 @@ def side(request: pytest.FixtureRequest) -> str:
 
 
 @pytest.fixture(scope="module")
-def run(side: str, tmp_path_factory: pytest.TempPathFactory) -> tuple[list[dict[str, Any]], str]:
-    """Every verdict, and what the run printed.
+def run(side: str, tmp_path_factory: pytest.TempPathFactory) -> Run:
+    """All of the cases, in one go.
 
     The run has a process of its own, since importing kosoku changes `sys.path` and `binascii`.
     """
@@ -51,13 +61,13 @@ def run(side: str, tmp_path_factory: pytest.TempPathFactory) -> tuple[list[dict[
     assert done.returncode in {0, 1}, output
     assert report.exists(), output
     verdicts: list[dict[str, Any]] = json.loads(report.read_text(encoding="utf-8"))
-    return verdicts, output
+    return Run(done.returncode, output, verdicts)
 
 
 @pytest.mark.parametrize("group", _GROUPS)
-def test_group(run: tuple[list[dict[str, Any]], str], side: str, group: int) -> None:
+def test_group(run: Run, side: str, group: int) -> None:
     """Each case of the group is OK or INFORMATIONAL, in its messages and in its close."""
-    verdicts = [verdict for verdict in run[0] if verdict["group"] == group]
+    verdicts = [verdict for verdict in run.verdicts if verdict["group"] == group]
     assert {verdict["side"] for verdict in verdicts} == {side}
     assert len(verdicts) == _GROUPS[group]
     accepted = {"OK", "INFORMATIONAL"}
@@ -66,4 +76,9 @@ def test_group(run: tuple[list[dict[str, Any]], str], side: str, group: int) -> 
         for verdict in verdicts
         if not {verdict["behavior"], verdict["behavior_close"]} <= accepted
     ]
-    assert not failed, run[1]
+    assert not failed, run.output
+
+
+def test_run_ends_well(run: Run) -> None:
+    """No case failed, and the server and client under test ended by themselves, without an error."""
+    assert run.status == 0, run.output

@@ -9,6 +9,7 @@ from __future__ import annotations
 import errno
 import socket
 from collections.abc import Callable
+from contextlib import suppress
 from typing import Final, cast
 
 import trio
@@ -20,7 +21,7 @@ __all__ = ["SocketTransport", "transport_of"]
 # Below the system's limit on elements of one sendmsg() everywhere (POSIX promises 16, Linux has 1024).
 _MAX_PIECES: Final = 256
 # What a read asks for while data stream in.
-_MOST: Final = 16 * CHUNK
+_MOST: Final = 4 * CHUNK
 
 
 class SocketTransport(Transport):
@@ -41,7 +42,8 @@ class SocketTransport(Transport):
         self.local = _address(sock.getsockname)
         if sock.family != socket.AF_UNIX:
             # Small messages must not wait for the peer's delayed ACK (RFC 896, Nagle).
-            sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, True)
+            with suppress(OSError):  # some systems refuse it once the peer has reset
+                sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, True)
 
     interruptible = True
 

@@ -324,6 +324,8 @@ class _Server:
                 logger.debug("no WebSocket opened: %s", exc)
             except trio.BrokenResourceError as exc:
                 logger.debug("a connection broke in its handshake: %s", exc)
+            except Exception:  # a listener of the application's may give any stream
+                logger.exception("a handshake failed")
             finally:
                 self._handshakes.discard(scope)
                 self._check_idle()

@@ -39,7 +39,7 @@ class Settings:
             with 1009. None for no limit.
         max_fragments: how many frames a received message may come in; past it 1008.
         max_queue_messages: how many received messages may wait for the application. Past it the socket is no
-            longer read, but for pings and pongs within 64 KiB.
+            longer read, but for pings and pongs within 64 KiB, or 256 KiB where one read brings as much.
         max_queue_bytes: how many bytes of received messages may wait.
         write_limit: `WebSocket.send` waits while so many bytes, or more, have not gone to the system yet.
         ping_interval: seconds without anything from the peer after which a ping is sent; None for never.
