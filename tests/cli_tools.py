@@ -6,6 +6,7 @@ import contextlib
 import os
 import select
 import signal
+import socket
 import subprocess
 import sys
 import threading
@@ -18,6 +19,7 @@ import pytest
 import trio
 
 import trio_wt
+from trio_wt.cli import main
 
 from .peers import require
 
@@ -58,6 +60,24 @@ def one_line(output: bytes | str) -> str:
     assert text.count("\n") == 1, text
     assert "Traceback" not in text
     return text.removeprefix("trio-wt: ").rstrip("\n")
+
+
+def fails(capsys: pytest.CaptureFixture[str], *arguments: str, code: int = 1) -> str:
+    """The one line that a command says which fails, run in this process."""
+    with pytest.raises(SystemExit) as exit_:
+        main(arguments)
+    assert exit_.value.code == code
+    output = capsys.readouterr()
+    assert output.out == ""
+    return one_line(output.err)
+
+
+def free_port() -> int:
+    """A port that nothing listens on."""
+    with socket.socket() as sock:
+        sock.bind(("127.0.0.1", 0))
+        port: int = sock.getsockname()[1]
+        return port
 
 
 class Process:

@@ -12,26 +12,19 @@ import pytest
 import trio
 
 import trio_wt
-from trio_wt.cli import main
 
-from .cli_tools import COMMAND, LIMIT, Process, echo, environment, one_line, run, serving
-
-
-def fails(capsys: pytest.CaptureFixture[str], *arguments: str, code: int = 1) -> str:
-    """The one line that a command says which fails before it connects."""
-    with pytest.raises(SystemExit) as exit_:
-        main(arguments)
-    assert exit_.value.code == code
-    output = capsys.readouterr()
-    assert output.out == ""
-    return one_line(output.err)
-
-
-def free_port() -> int:
-    with socket.socket() as sock:
-        sock.bind(("127.0.0.1", 0))
-        port: int = sock.getsockname()[1]
-        return port
+from .cli_tools import (
+    COMMAND,
+    LIMIT,
+    Process,
+    echo,
+    environment,
+    fails,
+    free_port,
+    one_line,
+    run,
+    serving,
+)
 
 
 def test_each_line_is_a_message() -> None:
