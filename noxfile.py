@@ -31,7 +31,9 @@ def lint(session: nox.Session) -> None:
 def types(session: nox.Session) -> None:
     session.install("-e", ".[dev]")
     session.run("mypy")
-    session.run("pyright", "--ignoreexternal", "--verifytypes", "trio_wt")
+    # Type checkers do not follow the hook of an editable install.
+    env = {"PYTHONPATH": str(Path.cwd())}
+    session.run("pyright", "--ignoreexternal", "--verifytypes", "trio_wt", env=env)
 
 
 @nox.session

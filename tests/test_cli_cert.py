@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import base64
-import datetime
+import datetime as dt
 import hashlib
 import ipaddress
 import os
@@ -42,10 +42,10 @@ def test_it_is_what_browsers_accept_by_hash(tmp_path: Path) -> None:
     assert isinstance(public, ec.EllipticCurvePublicKey)
     assert isinstance(public.curve, ec.SECP256R1)
     assert key.public_key() == public
-    now = datetime.datetime.now(datetime.UTC)
+    now = dt.datetime.now(dt.UTC)
     begins, expires = certificate.not_valid_before_utc, certificate.not_valid_after_utc
-    assert expires - begins == datetime.timedelta(days=13)
-    assert begins < now < now + datetime.timedelta(days=12, hours=22) < expires
+    assert expires - begins == dt.timedelta(days=13)
+    assert begins < now < now + dt.timedelta(days=12, hours=22) < expires
     names = alternative_names(certificate)
     assert names.get_values_for_type(x509.DNSName) == ["localhost"]
     assert names.get_values_for_type(x509.IPAddress) == [

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import base64
+import hashlib
+import re
 import signal
 import socket
 import subprocess
+import threading
 import time
 
 import pytest
@@ -225,16 +228,44 @@ def test_a_signal_says_goodbye(number: signal.Signals, code: int) -> None:
 
 
 def test_a_signal_while_the_output_is_stuck() -> None:
+    stuck = threading.Event()
+
     async def handler(websocket: trio_wt.WebSocket) -> None:
-        while True:
-            await websocket.send("x" * 10_000)
+        with trio.CancelScope() as scope:
+            while True:
+                scope.deadline = trio.current_time() + 0.3
+                await websocket.send("x" * 10_000)
+        stuck.set()
+        await websocket.wait_closed()
 
     with serving(handler) as server, Process("connect", server.url) as process:
         process.line()
-        time.sleep(0.2)  # time for the pipe to fill; if it did not, the test shows nothing
+        assert stuck.wait(LIMIT)
         process.signal(signal.SIGINT)
         assert process.wait() == 130
         assert server.wait_closed() == [1001]
+
+
+def test_a_second_signal_does_not_wait_for_the_peer() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        url = f"ws://127.0.0.1:{listener.getsockname()[1]}/"
+        with Process("connect", url) as process:
+            accepted, _ = listener.accept()
+            with accepted:
+                key = re.search(rb"sec-websocket-key: (\S+)", accepted.recv(65536), re.IGNORECASE)
+                assert key is not None
+                accept = hashlib.sha1(key[1] + b"258EAFA5-E914-47DA-95CA-C5AB0DC85B11").digest()
+                accepted.sendall(
+                    b"HTTP/1.1 101 Switching Protocols\r\nUpgrade: websocket\r\n"
+                    b"Connection: Upgrade\r\nSec-WebSocket-Accept: %b\r\n\r\n\x81\x02hi"
+                    % base64.b64encode(accept)
+                )
+                assert process.line() == "hi"
+                process.signal(signal.SIGINT)
+                assert accepted.recv(65536)  # Close
+                process.signal(signal.SIGINT)
+                assert process.wait() == -signal.SIGINT
+                assert process.errors() == ""
 
 
 def test_an_interrupt_while_it_connects_is_quiet() -> None:

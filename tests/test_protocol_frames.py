@@ -10,6 +10,10 @@ from hypothesis import strategies as st
 
 from tests.frames import frame, parse_frames, xor
 from trio_wt._protocol.frames import (
+    CLOSE_REASON_MAX,
+    CONTROL_PAYLOAD_MAX,
+    FIN,
+    RSV,
     CloseCode,
     MaskingKeys,
     Opcode,
@@ -51,6 +55,11 @@ def test_close_codes_are_those_of_the_registry() -> None:
         1013: "TRY_AGAIN_LATER",
         1014: "BAD_GATEWAY",
     }
+
+
+def test_bits_and_limits_are_those_of_sections_5_2_and_5_5() -> None:
+    assert (FIN, RSV) == (0b1000_0000, 0b0111_0000)
+    assert (CONTROL_PAYLOAD_MAX, CLOSE_REASON_MAX) == (125, 123)
 
 
 def test_which_close_codes_may_be_on_the_wire() -> None:

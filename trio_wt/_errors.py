@@ -54,12 +54,21 @@ class ConnectionClosed(TrioWTError):
         self.reason = reason
         self.remote = remote
 
+    def __reduce__(self) -> tuple[object, ...]:
+        return _rebuild, (type(self), self.code, self.reason, self.remote)
+
     def __str__(self) -> str:
         who = "the peer" if self.remote else "this side"
         because = f": {safe_text(self.reason)}" if self.reason else ""
         if self.code == 1006:
             return f"the connection was lost without a closing handshake (1006){because}"
         return f"{who} closed the connection with code {self.code}{because}"
+
+
+def _rebuild(
+    kind: type[ConnectionClosed], code: int, reason: str, remote: bool
+) -> ConnectionClosed:
+    return kind(code, reason, remote=remote)
 
 
 class ConnectionClosedOK(ConnectionClosed, trio.EndOfChannel):

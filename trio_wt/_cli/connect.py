@@ -192,7 +192,9 @@ def connect(
             **settings,
         ) as websocket:
             end, caught = await _converse(websocket, mode)
-            await websocket.close(_GOING_AWAY)  # unless it is closed
+            if caught is not None:
+                signal.signal(caught, signal.SIG_DFL)  # a second one does not wait
+                await websocket.close(_GOING_AWAY)
         _report(websocket, mode, end, caught)
 
     run_trio(main)

@@ -5,13 +5,13 @@ from __future__ import annotations
 import statistics
 from collections.abc import Awaitable, Callable
 from contextlib import AsyncExitStack
+from functools import partial
 from typing import Final
 
 import click
 import trio
 
 from .._errors import ConnectionClosed
-from .._transport.listen import Listener
 from .._version import __version__
 from .._websocket.broadcast import broadcast
 from .._websocket.client import open_websocket
@@ -70,20 +70,15 @@ class _Server:
 async def _show() -> None:
     server = _Server()
     stop = trio.Event()
+    listen = partial(
+        serve_websocket,
+        server.handle,
+        0,
+        host="127.0.0.1",
+        subprotocols=["demo"],
+        shutdown=stop,
+    )
     async with trio.open_nursery() as nursery:
-
-        async def listen(
-            task_status: trio.TaskStatus[list[Listener]] = trio.TASK_STATUS_IGNORED,
-        ) -> None:
-            await serve_websocket(
-                server.handle,
-                0,
-                host="127.0.0.1",
-                subprotocols=["demo"],
-                shutdown=stop,
-                task_status=task_status,
-            )
-
         listeners = await nursery.start(listen)
         assert isinstance(listeners[0], trio.SocketListener)
         url = f"ws://127.0.0.1:{listeners[0].socket.getsockname()[1]}"

@@ -65,11 +65,14 @@ class Prompt:
         if self._session is None:
             self._session = PromptSession(
                 history=self._history,
-                interrupt_exception=PromptInterrupted,
-                eof_exception=EOFError,
                 enable_history_search=True,
             )
-        return await self._session.prompt_async("> ", handle_sigint=False)
+        try:
+            return await self._session.prompt_async("> ", handle_sigint=False)
+        except (
+            KeyboardInterrupt
+        ):  # not one that may go through the loop, but a key that was pressed
+            raise PromptInterrupted from None
 
     async def _print(self, text: str) -> None:
         output = get_app_session().output

@@ -5,13 +5,13 @@ from __future__ import annotations
 import signal
 import ssl
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from urllib.parse import quote
 
 import click
 import trio
 
-from .._errors import ConnectionClosed
 from .._http.request import Request
 from .._protocol.deflate import Deflate
 from .._transport.listen import Listener
@@ -25,6 +25,8 @@ __all__ = ["serve"]
 
 _HOST = "127.0.0.1"
 _PORT = 8765
+_SIGNALS = (signal.SIGTERM, signal.SIGINT)
+_LEAST = 0.05
 _ANY = {"0.0.0.0", "::"}  # noqa: S104
 
 
@@ -89,7 +91,7 @@ def serve(
     """Send every message back, on ws or, with a certificate, on wss.
 
     /health answers plain HTTP requests with 200. SIGTERM and SIGINT (Ctrl-C) stop the server: every connection is
-    closed with code 1001, and the exit code is 0. A second signal does not wait for anybody.
+    closed with code 1001, and the exit code is 0. A second signal ends it at once.
     """
     if unix is not None and (host is not None or port is not None):
         raise click.UsageError("--unix excludes --host and --port.")
@@ -100,46 +102,44 @@ def serve(
     if keyfile is not None and certfile is None:
         raise click.UsageError("--keyfile needs --certfile.")
     host = host or _HOST
+    port = _PORT if port is None else port
     made = make_certificate([] if host in _ANY else [host]) if self_signed else None
     ssl_context = made.server_context() if made is not None else _load(certfile, keyfile)
+    # What is left of the grace when the handlers are cancelled goes to their closing handshakes.
+    close_timeout = max(min(grace / 2, 5), _LEAST)
     settings: SettingsKwargs = {
         "compression": None if no_compression else Deflate(),
         "max_message_size": max_size or None,
+        "close_timeout": close_timeout,
     }
+    stop = trio.Event()
+    listen = partial(
+        serve_websocket,
+        _echo,
+        None if unix else port,
+        host=host,
+        unix_path=unix,
+        ssl_context=ssl_context,
+        on_request=_on_request,
+        origins="any" if "any" in origins else origins or "same-host",
+        shutdown=stop,
+        shutdown_timeout=max(grace - close_timeout, 0),
+        **settings,
+    )
 
     async def main() -> None:
-        stop = trio.Event()
-        with trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT) as signals:
+        with trio.open_signal_receiver(*_SIGNALS) as signals:
             async with trio.open_nursery() as nursery:
-
-                async def listen(
-                    task_status: trio.TaskStatus[list[Listener]] = trio.TASK_STATUS_IGNORED,
-                ) -> None:
-                    await serve_websocket(
-                        _echo,
-                        None if unix else _PORT if port is None else port,
-                        host=host,
-                        unix_path=unix,
-                        ssl_context=ssl_context,
-                        on_request=_on_request,
-                        origins="any" if "any" in origins else origins or "same-host",
-                        shutdown=stop,
-                        shutdown_timeout=grace,
-                        task_status=task_status,
-                        **settings,
-                    )
-                    nursery.cancel_scope.cancel()
-
                 try:
                     listeners = await nursery.start(listen)
                 except OSError as exc:
-                    where = str(unix) if unix else f"{host}:{_PORT if port is None else port}"
+                    where = str(unix) if unix else f"{host}:{port}"
                     raise CommandFailed(f"cannot listen on {where}: {describe(exc)}") from exc
                 _announce(listeners, unix, made, secure=ssl_context is not None)
                 await anext(signals)
                 stop.set()
-                await anext(signals)
-                nursery.cancel_scope.cancel()
+                for number in _SIGNALS:
+                    signal.signal(number, signal.SIG_DFL)
 
     run_trio(main)
 
@@ -164,11 +164,8 @@ def _no_password() -> str:
 
 
 async def _echo(websocket: WebSocket) -> None:
-    try:
-        async for message in websocket:
-            await websocket.send(message)
-    except (ConnectionClosed, trio.ClosedResourceError):
-        return  # the peer has left, or the server is shutting down
+    async for message in websocket:
+        await websocket.send(message)
 
 
 def _on_request(request: Request) -> None:

@@ -82,16 +82,16 @@ class WebSocketProtocol:
         max_message_size: int | None = 2**20,
         max_fragments: int = 65536,
     ) -> None:
-        self.state = State.OPEN
+        self.state: State = State.OPEN
         #: the last event, once it has been given out
         self.closed: Closed | None = None
         #: frames to send, in pieces; and how many bytes they are
         self.outgoing: list[bytes] = []
-        self.outgoing_size = 0
+        self.outgoing_size: int = 0
         self._client = client
         self._keys = MaskingKeys() if client else None
         #: the extensions agreed on
-        self.codecs = tuple(codecs)
+        self.codecs: tuple[ExtensionCodec, ...] = tuple(codecs)
         self._parser = FrameParser(
             client=client,
             codecs=self.codecs,

@@ -35,7 +35,6 @@ from .outbox import Outbox
 from .pings import PendingPing, Pings
 from .reading import Readership
 from .settings import Settings
-from .statistics import Statistics
 from .turns import Turns
 
 __all__ = ["Connection"]
@@ -97,30 +96,30 @@ class Connection:
         settings: Settings,
         leading: bytes = b"",
     ) -> None:
-        self.settings = settings
-        self.protocol = WebSocketProtocol(
+        self.settings: Settings = settings
+        self.protocol: WebSocketProtocol = WebSocketProtocol(
             client=client,
             codecs=codecs,
             max_message_size=settings.max_message_size,
             max_fragments=settings.max_fragments,
         )
-        self.inbox = Inbox(settings.max_queue_messages, settings.max_queue_bytes)
-        self.cancel_scope = trio.CancelScope()
+        self.inbox: Inbox = Inbox(settings.max_queue_messages, settings.max_queue_bytes)
+        self.cancel_scope: trio.CancelScope = trio.CancelScope()
         #: the application took something since it last waited, and may be about to answer
-        self.answering = False
+        self.answering: bool = False
         #: this side called close(): nothing is received any more
-        self.closed_here = False
-        self.last_heard = trio.current_time()
-        self.bytes_received = len(leading)
-        self.messages_received = 0
-        self.messages_sent = 0
+        self.closed_here: bool = False
+        self.last_heard: float = trio.current_time()
+        self.bytes_received: int = len(leading)
+        self.messages_received: int = 0
+        self.messages_sent: int = 0
         self._client = client
-        self.transport = transport
+        self.transport: Transport = transport
         # The transport carries nothing more, for this reason if there is one to tell.
         self._gone_away: ConnectionClosed | None = None
         self._lost = False
         self._cause: BaseException | None = None
-        self.outbox = Outbox(self.protocol, transport)
+        self.outbox: Outbox = Outbox(self.protocol, transport)
         self._writer_scope: trio.CancelScope | None = None
         self._reader_pause = Wakeup()
         self._readership = Readership(transport)
@@ -130,8 +129,8 @@ class Connection:
         self._eof_sent = False
         self._is_finished = False
         self._finished: trio.Event | None = None  # made by who waits
-        self.turns = Turns(self._is_full)
-        self.pings = Pings()
+        self.turns: Turns = Turns(self._is_full)
+        self.pings: Pings = Pings()
         if leading:
             self.protocol.receive_data(leading)
 
@@ -587,18 +586,3 @@ class Connection:
         error = kind(int(closed.code), closed.reason, remote=closed.remote)
         error.__cause__ = self._cause if closed.code == CloseCode.ABNORMAL else None
         return error
-
-    def statistics(self) -> Statistics:
-        """The figures of this moment."""
-        return Statistics(
-            bytes_received=self.bytes_received,
-            bytes_sent=self.outbox.sent,
-            messages_received=self.messages_received,
-            messages_sent=self.messages_sent,
-            queued_messages=self.inbox.messages,
-            queued_bytes=self.inbox.size,
-            unparsed_bytes=self.protocol.unparsed,
-            unsent_bytes=self.outbox.size,
-            latency=self.pings.latency,
-            last_heard=self.last_heard,
-        )

@@ -28,9 +28,9 @@ class Assembly:
     __slots__ = ("_abandoned", "_decoder", "_pieces", "_size", "final", "queued", "text")
 
     def __init__(self, text: bool) -> None:
-        self.text = text
-        self.final = False
-        self.queued = True
+        self.text: bool = text
+        self.final: bool = False
+        self.queued: bool = True
         self._abandoned = False
         self._pieces: list[bytes | bytearray] = []
         self._size = 0
@@ -116,7 +116,7 @@ class Inbox:
         self._arriving: Assembly | None = None
         self._streamed: Assembly | None = None
         #: somebody waits for the whole of a message that is arriving: the limit must not stop it
-        self.greedy = False
+        self.greedy: bool = False
 
     @property
     def messages(self) -> int:

@@ -44,11 +44,11 @@ class Outbox:
         self._protocol = protocol
         self._transport = transport
         self._unsent: Pieces = []
-        self.in_flight = 0
-        self.sent = 0
-        self.sending = False
-        self.progress_at = -inf
-        self.idle = Wakeup()
+        self.in_flight: int = 0
+        self.sent: int = 0
+        self.sending: bool = False
+        self.progress_at: float = -inf
+        self.idle: Wakeup = Wakeup()
 
     @property
     def size(self) -> int:

@@ -15,10 +15,10 @@ class PendingPing:
     __slots__ = ("done", "round_trip", "sent_at")
 
     def __init__(self, sent_at: float) -> None:
-        self.sent_at = sent_at
+        self.sent_at: float = sent_at
         self.round_trip: float | None = None
         #: set when the pong has come, or never will
-        self.done = trio.Event()
+        self.done: trio.Event = trio.Event()
 
 
 class Pings:

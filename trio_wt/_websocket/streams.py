@@ -125,7 +125,7 @@ class ReceiveMessageStream:
         self._connection = connection
         self._assembly: Assembly | None = None
         self._ended = False
-        self.text = False
+        self.text: bool = False
 
     async def __aenter__(self) -> Self:
         self._assembly = await _next_assembly(self._connection)

@@ -26,9 +26,9 @@ class Turns:
     __slots__ = ("_is_full", "_room", "fragmenting", "granted", "queue")
 
     def __init__(self, is_full: Callable[[], bool]) -> None:
-        self.fragmenting = False
+        self.fragmenting: bool = False
         self._is_full = is_full
-        self.granted = False
+        self.granted: bool = False
         self.queue: trio.lowlevel.ParkingLot | None = None
         # Fragments and pings need room only.
         self._room: trio.lowlevel.ParkingLot | None = None

@@ -58,9 +58,9 @@ class WebSocket(trio.abc.Channel[str | bytes]):
         subprotocol: str | None,
     ) -> None:
         self._connection = connection
-        self.request = request
-        self.response_headers = response_headers
-        self.subprotocol = subprotocol
+        self.request: Request = request
+        self.response_headers: Headers = response_headers
+        self.subprotocol: str | None = subprotocol
 
     # ---- sending
 
@@ -448,7 +448,19 @@ class WebSocket(trio.abc.Channel[str | bytes]):
 
     def statistics(self) -> Statistics:
         """Figures of this moment: traffic, queues and latency."""
-        return self._connection.statistics()
+        connection = self._connection
+        return Statistics(
+            bytes_received=connection.bytes_received,
+            bytes_sent=connection.outbox.sent,
+            messages_received=connection.messages_received,
+            messages_sent=connection.messages_sent,
+            queued_messages=connection.inbox.messages,
+            queued_bytes=connection.inbox.size,
+            unparsed_bytes=connection.protocol.unparsed,
+            unsent_bytes=connection.outbox.size,
+            latency=connection.pings.latency,
+            last_heard=connection.last_heard,
+        )
 
     def __repr__(self) -> str:
         state = self._connection.protocol.state.name.lower()
