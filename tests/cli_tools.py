@@ -110,6 +110,11 @@ class Process:
         self.popen.stdin.write(data)
         self.popen.stdin.flush()
 
+    def end_input(self) -> None:
+        """Let its standard input come to an end."""
+        assert self.popen.stdin is not None
+        self.popen.stdin.close()
+
     def line(self) -> str:
         """Its next line of output."""
         assert self.popen.stdout is not None

@@ -6,7 +6,6 @@ import re
 import signal
 import subprocess
 import sys
-import time
 
 import pytest
 import trio
@@ -23,9 +22,7 @@ from .cli_tools import COMMAND, LIMIT, Process, environment, fails, run
 
 
 def test_the_demonstration() -> None:
-    begin = time.monotonic()
     done = run("demo")
-    assert time.monotonic() - begin < 5
     assert (done.returncode, done.stderr) == (0, b"")
     output = done.stdout.decode()
     for expected in (

@@ -35,6 +35,16 @@ class Serve(Process):
         return urlsplit(self.url).port or 0
 
 
+def echoes(*arguments: str) -> str:
+    """Connect, see a line come back, and leave; what was said on standard error."""
+    with Process("connect", "--linger=0", *arguments) as client:
+        client.write(b"hello\n")
+        assert client.line() == "hello"
+        client.end_input()
+        assert client.wait() == 0
+        return client.errors()
+
+
 async def closed_by(websocket: trio_wt.WebSocket) -> trio_wt.ConnectionClosed:
     """How it ends, whatever is received until then."""
     with pytest.raises(trio_wt.ConnectionClosed) as caught:
@@ -90,7 +100,7 @@ async def test_busy_connections_are_told_that_the_server_stops() -> None:
             server.signal(signal.SIGTERM)
         assert [end.code for end in ends] == [1001] * 4
         assert await trio.to_thread.run_sync(server.wait) == 0
-        assert trio.current_time() - begin < 5
+        assert trio.current_time() - begin < 9
         assert server.errors() == ""
 
 
@@ -114,7 +124,7 @@ def test_a_peer_that_never_answers_does_not_hold_it() -> None:
         server.signal(signal.SIGTERM)
         assert sock.recv(4)[2:] == (1001).to_bytes(2)
         assert server.wait() == 0
-        assert 0.4 <= time.monotonic() - begin < 2
+        assert 0.4 <= time.monotonic() - begin < 4  # and not the usual five for a closing handshake
         assert server.errors() == ""
 
 
@@ -148,13 +158,9 @@ def test_a_certificate_and_a_client_that_trusts_it(tmp_path: Path) -> None:
     certificate, key = str(tmp_path / "cert.pem"), str(tmp_path / "key.pem")
     with Serve("--certfile", certificate, "--keyfile", key) as server:
         assert server.url == f"wss://127.0.0.1:{server.port}/"
-        arguments = ("connect", "--linger", "0.3")
-        done = run(*arguments, "--cafile", certificate, server.url, data=b"over TLS\n")
-        assert (done.returncode, done.stdout, done.stderr) == (0, b"over TLS\n", b"")
-        local = server.url.replace("127.0.0.1", "localhost")
-        done = run(*arguments, "--cafile", certificate, local, data=b"by name\n")
-        assert (done.returncode, done.stdout) == (0, b"by name\n")
-        done = run(*arguments, server.url, data=b"never sent\n")
+        assert echoes("--cafile", certificate, server.url) == ""
+        assert echoes("--cafile", certificate, server.url.replace("127.0.0.1", "localhost")) == ""
+        done = run("connect", server.url, data=b"never sent\n")
         assert (done.returncode, done.stdout) == (1, b"")
         message = one_line(done.stderr)
         assert "CERTIFICATE_VERIFY_FAILED" in message
@@ -170,10 +176,9 @@ def test_a_certificate_for_this_run() -> None:
         server.line()
         der = ssl.PEM_cert_to_DER_cert(ssl.get_server_certificate(("127.0.0.1", server.port)))
         assert told == hashlib.sha256(der).digest().hex(":").upper()
-        done = run("connect", "--linger", "0.3", "--insecure", server.url, data=b"hello\n")
-        assert (done.returncode, done.stdout) == (0, b"hello\n")
-        assert done.stderr.startswith(b"WARNING: --insecure: ")
-        assert done.stderr.count(b"\n") == 1
+        said = echoes("--insecure", server.url)
+        assert said.startswith("WARNING: --insecure: ")
+        assert said.count("\n") == 1
         server.signal(signal.SIGINT)
         assert server.wait() == 0
 
@@ -182,8 +187,7 @@ def test_a_unix_socket(tmp_path: Path) -> None:
     path = tmp_path / "server.sock"
     with Serve("--unix", str(path)) as server:
         assert server.url == f"ws+unix://{quote(str(path), safe='')}/"
-        done = run("connect", "--linger", "0.3", server.url, data=b"hello\n")
-        assert (done.returncode, done.stdout) == (0, b"hello\n")
+        assert echoes(server.url) == ""
         server.signal(signal.SIGTERM)
         assert server.wait() == 0
     assert not path.exists()

@@ -101,9 +101,10 @@ def test_a_request_is_decided_once(first: str, second: str) -> None:
 
 
 def test_only_a_websocket_can_be_accepted() -> None:
-    seen = request(is_websocket=False)
-    with pytest.raises(RuntimeError, match=r"use respond\(\)"):
-        seen.accept()
+    by_default = Request("GET", "/", Headers(), "1.1", "http", "example.test")
+    for seen in (by_default, request(is_websocket=False)):
+        with pytest.raises(RuntimeError, match=r"use respond\(\)"):
+            seen.accept()
     seen.respond(200)
     assert seen.decide(default) == Reject(200, Headers(), b"")
 

@@ -1,0 +1,1 @@
+"""Real peers: other WebSocket libraries, as clients and as servers, against ours."""
