@@ -337,6 +337,8 @@ def test_too_many_fragments_is_1008_and_as_many_as_allowed_is_fine() -> None:
     assert violation(parts + frame(0, b"c", **M) * 2, max_fragments=9).code == 1008
     protocol = WebSocketProtocol(client=False, max_fragments=10)
     assert joined(events(protocol, parts + frame(0, b"c", **M))) == [b"abbbbbbbbc"]
+    protocol = WebSocketProtocol(client=False, max_fragments=9)
+    assert joined(events(protocol, parts + frame(0, b"", **M))) == [b"abbbbbbbb"]
 
 
 def test_a_message_of_many_parts_is_counted_as_a_whole() -> None:

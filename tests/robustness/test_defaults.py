@@ -216,15 +216,17 @@ async def test_message_too_big_is_told_by_its_header(side: Side) -> None:
 
 @pytest.mark.parametrize("side", SIDES)
 @pytest.mark.parametrize("payload", [b"", b"a"])
-@pytest.mark.parametrize("number", [65536, 65537])
-async def test_fragments(side: Side, payload: bytes, number: int) -> None:
+@pytest.mark.parametrize("beyond", [False, True])
+async def test_fragments(side: Side, payload: bytes, beyond: bool) -> None:
+    # An empty last one is not counted: Autobahn's own program ends 65,536 parts with one.
+    number = 65536 + (not payload) + beyond
     masked = side == "server"
     begin = frame(TEXT, payload, masked=masked, fin=False)
     middle = frame(CONTINUATION, payload, masked=masked, fin=False)
     end = frame(CONTINUATION, payload, masked=masked)
     async with attacked(side) as (peer, ws):
         await peer.send(begin + middle * (number - 2) + end)
-        if number == 65536:
+        if not beyond:
             assert await ws.receive() == (payload * number).decode()
             return
         with pytest.raises(trio_wt.ConnectionClosedError) as caught:

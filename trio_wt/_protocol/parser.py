@@ -32,7 +32,7 @@ class FrameParser:
         client: whether this side is the client, so that frames come unmasked.
         codecs: the extensions agreed on, in the order of the response.
         max_message_size: the largest message, in bytes after inflation; None for no limit.
-        max_fragments: how many frames a message may come in.
+        max_fragments: how many frames a message may come in, an empty last one not counted.
         on_control: gets each control frame, opcode and payload, and the list of events to add to.
     """
 
@@ -232,7 +232,8 @@ class FrameParser:
             self._started = False
             self._encoded = [codec for codec in self._codecs if codec.rsv & first]
         self._fragments += 1
-        if self._fragments > self._max_fragments:
+        # An empty last frame is how some end what they send in parts; it is not counted.
+        if self._fragments > self._max_fragments and (length or not first & FIN):
             raise Violation(CloseCode.POLICY_VIOLATION, "a message has too many fragments")
         limit = self._max_message_size
         if limit is not None and not self._encoded and self._message_size + length > limit:

@@ -37,7 +37,7 @@ class Settings:
         extensions: further extensions, in order of preference, after compression.
         max_message_size: the largest message to receive, in bytes after inflation; past it the connection fails
             with 1009. None for no limit.
-        max_fragments: how many frames a received message may come in; past it 1008.
+        max_fragments: how many frames a received message may come in, an empty last one not counted; past it 1008.
         max_queue_messages: how many received messages may wait for the application. Past it the socket is no
             longer read, but for pings and pongs within 64 KiB, or 256 KiB where one read brings as much.
         max_queue_bytes: how many bytes of received messages may wait.
