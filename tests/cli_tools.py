@@ -52,6 +52,23 @@ def run(
     )
 
 
+@contextlib.contextmanager
+def interruptible() -> Iterator[None]:
+    """What is started in the block can be interrupted, even where a shell runs the tests in the background.
+
+    Such a shell lets them ignore SIGINT, which processes hand down.
+    """
+    before = signal.getsignal(signal.SIGINT)
+    if before is not signal.SIG_IGN:
+        yield
+        return
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
 def one_line(output: bytes | str) -> str:
     """What is one line, starts with the program's name and is no traceback."""
     text = output.decode() if isinstance(output, bytes) else output
@@ -83,14 +100,15 @@ def free_port() -> int:
 class Process:
     """The command as a process whose output is read while it runs."""
 
-    def __init__(self, *arguments: str, env: dict[str, str] | None = None) -> None:
-        self.popen = subprocess.Popen(
-            [*COMMAND, *arguments],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            env=env or environment(),
-        )
+    def __init__(self, *arguments: str, command: list[str] | None = None) -> None:
+        with interruptible():
+            self.popen = subprocess.Popen(
+                [*(command or COMMAND), *arguments],
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.PIPE,
+                env=environment(),
+            )
         self._read = b""
 
     def __enter__(self) -> Self:
@@ -233,16 +251,17 @@ class Terminal:
         pyte = require("pyte")
         self._ended = (pexpect.EOF,)
         self._silent = (pexpect.TIMEOUT,)
-        self.screen = pyte.HistoryScreen(100, 30, history=100_000)
+        self.screen = pyte.HistoryScreen(150, 30, history=100_000)
         self._stream = pyte.ByteStream(self.screen)
         whole = [*(command or COMMAND), *arguments]
-        self._child = pexpect.spawn(
-            whole[0],
-            whole[1:],
-            env=environment(**{"TERM": "xterm", **env}),
-            dimensions=(30, 100),
-            timeout=LIMIT,
-        )
+        with interruptible():
+            self._child = pexpect.spawn(
+                whole[0],
+                whole[1:],
+                env=environment(**{"TERM": "xterm", **env}),
+                dimensions=(30, 150),
+                timeout=LIMIT,
+            )
         self._child.delaybeforesend = None
         self.screen.write_process_input = self._child.send
 

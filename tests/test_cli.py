@@ -6,6 +6,7 @@ import re
 import signal
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import trio
@@ -18,7 +19,7 @@ from trio_wt._cli.errors import describe
 from trio_wt._cli.text import escape, hexadecimal, one_line
 from trio_wt.cli import main
 
-from .cli_tools import COMMAND, LIMIT, Process, environment, fails, run
+from .cli_tools import LIMIT, Process, environment, fails, run, write_script
 
 
 def test_the_demonstration() -> None:
@@ -163,34 +164,31 @@ def test_an_error_that_nobody_thought_of(
     assert "in broken" in capsys.readouterr().err
 
 
-def test_an_interrupt_is_quiet() -> None:
-    code = (
-        "import trio; from trio_wt._cli import demo; from trio_wt.cli import main\n"
-        "async def wait():\n    print('now', flush=True); await trio.sleep_forever()\n"
-        "demo._show = wait; main(['demo'])"
+def test_an_interrupt_is_quiet(tmp_path: Path) -> None:
+    command = write_script(
+        tmp_path / "interrupted.py",
+        "import trio\n"
+        "from trio_wt._cli import demo\n"
+        "from trio_wt.cli import main\n"
+        "async def wait():\n"
+        "    print('now', flush=True)\n"
+        "    await trio.sleep_forever()\n"
+        "demo._show = wait\n"
+        "main(['demo'])\n",
     )
-    popen = subprocess.Popen(
-        [sys.executable, "-c", code], stdout=subprocess.PIPE, stderr=subprocess.PIPE
-    )
-    with popen:
-        assert popen.stdout is not None
-        assert popen.stderr is not None
-        assert popen.stdout.readline() == b"now\n"
-        popen.send_signal(signal.SIGINT)
-        assert popen.wait(LIMIT) == 130
-        assert popen.stderr.read() == b""
+    with Process(command=command) as process:
+        assert process.line() == "now"
+        process.signal(signal.SIGINT)
+        assert process.wait() == 130
+        assert process.errors() == ""
 
 
 def test_output_that_nobody_reads() -> None:
-    with Process("serve", "--port", "0") as first:
-        first.line()  # so that a port and an event loop are known to work
-    popen = subprocess.Popen([*COMMAND, "demo"], stdout=subprocess.PIPE, stderr=subprocess.PIPE)
-    with popen:
-        assert popen.stdout is not None
-        assert popen.stderr is not None
-        popen.stdout.close()
-        assert popen.wait(LIMIT) == 1
-        assert popen.stderr.read() == b""
+    with Process("demo") as process:
+        assert process.popen.stdout is not None
+        process.popen.stdout.close()
+        assert process.wait() == 1
+        assert process.errors() == ""
 
 
 @pytest.mark.parametrize(

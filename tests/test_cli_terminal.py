@@ -34,25 +34,26 @@ def test_a_conversation(state: Path) -> None:
                 ">",
             )
             for entered, printed in [
-                ("hello\r", "< hello"),
-                ("ünï 👋\r", "< ünï 👋"),
-                ("//slash\r", "< /slash"),
-                ("/text /help\r", "< /help"),
-                ("/text \r", "<"),
-                ("/binary 00 fF2a\r", "<binary, 3 bytes> 00ff2a"),
-                ("/binary\r", "<binary, 0 bytes>"),
-                ("/ping\r", "* pong after "),
-                ("/ping payload\r", "* pong after "),
-                ("/ping " + "x" * 126 + "\r", "* a ping's payload has at most 125 bytes"),
-                ("/binary 0\r", "* /binary takes pairs of hexadecimal digits"),
-                ("/close normally\r", "* /close takes a code"),
-                ("/close 999\r", "* "),
-                ("/close 1006\r", "* "),
-                ("/nonsense\r", "* there is no /nonsense; /help"),
-                ("/help\r", '  "< " begins a text message'),
+                ("hello", "< hello"),
+                ("ünï 👋", "< ünï 👋"),
+                ("//slash", "< /slash"),
+                ("/text /help", "< /help"),
+                ("/text ", "<"),
+                ("/binary 00 fF2a", "<binary, 3 bytes> 00ff2a"),
+                ("/binary", "<binary, 0 bytes>"),
+                ("/ping", "* pong after "),
+                ("/ping payload", "* pong after "),
+                ("/ping " + "x" * 126 + "", "* a ping's payload has at most 125 bytes"),
+                ("/binary 0", "* /binary takes pairs of hexadecimal digits"),
+                ("/close normally", "* /close takes a code"),
+                ("/close 999", "* "),
+                ("/close 1006", "* "),
+                ("/nonsense", "* there is no /nonsense; /help"),
             ]:
-                terminal.type(entered)
-                terminal.wait(printed, ">")
+                terminal.type(f"{entered}\r")
+                terminal.wait(f"> {entered}".rstrip(), printed, ">")
+            terminal.type("/help\r")
+            terminal.wait("  Ctrl-D closes", '  "< " begins a text message', ">")
             terminal.type("\r/close 4321 see you\r")
             assert terminal.finish() == 0
             assert terminal.lines()[-2:] == ["> /close 4321 see you", "* closed with code 4321"]
@@ -272,7 +273,7 @@ def test_output_to_a_file_reads_lines_from_the_terminal(state: Path, tmp_path: P
             terminal.type("line\n")
             terminal.wait("line")
             deadline = time.monotonic() + LIMIT
-            while output.read_text() != "line\n":
+            while not output.exists() or output.read_text() != "line\n":
                 assert time.monotonic() < deadline
                 time.sleep(0.01)
             terminal.type("\x04")
