@@ -297,7 +297,7 @@ class Terminal:
         return [line.rstrip() for line in [*gone, *self.screen.display] if line.strip()]
 
     def wait(self, *expected: str) -> None:
-        """Wait until the lowest lines are these, each a beginning."""
+        """Wait until the lowest lines are these; one that ends in ... is a beginning."""
         deadline = time.monotonic() + LIMIT
         while not self._shows(expected):
             running = self._pump(0.02)
@@ -306,7 +306,10 @@ class Terminal:
 
     def _shows(self, expected: tuple[str, ...]) -> bool:
         bottom = self.lines()[-len(expected) :]
-        return len(bottom) == len(expected) and all(map(str.startswith, bottom, expected))
+        return len(bottom) == len(expected) and all(
+            line.startswith(text[:-3]) if text.endswith("...") else line == text
+            for line, text in zip(bottom, expected, strict=True)
+        )
 
     def echoes(self) -> bool:
         """Whether the terminal is as a shell leaves it: it echoes what is typed."""
