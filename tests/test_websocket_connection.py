@@ -475,6 +475,28 @@ async def test_the_loss_of_the_stream_is_1006() -> None:
         await server.wait_closed()
 
 
+async def test_all_messages_before_the_peers_close_can_be_answered() -> None:
+    async with raw_peer(compression=None) as (peer, server):
+        questions = b"".join(frame(2, b"%d" % number, masked=True) for number in range(5))
+        await peer.send(questions + close_frame(1000, masked=True))
+        async for message in server:
+            await server.send(message)
+            await trio.sleep(0.01)
+        answers = [(0x82, b"%d" % number) for number in range(5)]
+        assert await peer.read_frames() == [*answers, (0x88, b"\x03\xe8")]
+
+
+async def test_answers_to_messages_before_the_peers_close_have_a_moment_and_no_more() -> None:
+    async with raw_peer(compression=None) as (peer, server):
+        started = trio.current_time()
+        await peer.send(frame(2, b"question", masked=True) + close_frame(1000, masked=True))
+        assert await server.receive() == b"question"
+        await server.wait_closed()
+        assert trio.current_time() - started < 0.5
+        with pytest.raises(ConnectionClosedError):
+            await server.send(b"too late")
+
+
 async def test_the_end_wakes_everybody() -> None:
     async with raw_peer(write_limit=10) as (peer, server):
         outcomes: list[type[BaseException]] = []

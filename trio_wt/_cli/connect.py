@@ -153,9 +153,10 @@ def connect(
 
     On a terminal it prompts for messages, with a history; /help there tells more.
 
-    With standard input or output redirected, or on a dumb terminal, each line of input is sent as a text message, and each message received is
-    printed on a line (binary ones as 0x and hexadecimal digits, control characters escaped); when the input
-    has ended and --linger has passed, the connection is closed.
+    With standard input or output redirected, or on a dumb terminal, each line of input is sent as a
+    text message, and each message received is printed on a line (binary ones as 0x and hexadecimal
+    digits, control characters escaped); when the input has ended and --linger has passed, the
+    connection is closed.
 
     The exit code is 0 if the connection was closed cleanly, by either side.
     """

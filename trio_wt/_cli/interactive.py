@@ -79,9 +79,8 @@ class _Conversation:
                 else:
                     await self._enter(line)
                 if self._websocket.close_code is not None:
-                    await (
-                        trio.sleep_forever()
-                    )  # `_print_messages` cancels this, when all is printed
+                    # `_print_messages` ends this, when it has printed everything.
+                    await trio.sleep_forever()
 
     async def _say(self, text: str) -> None:
         await self._prompt.print(f"* {escape(text)}")

@@ -63,15 +63,11 @@ class Prompt:
 
     async def _ask(self) -> str:
         if self._session is None:
-            self._session = PromptSession(
-                history=self._history,
-                enable_history_search=True,
-            )
+            self._session = PromptSession(history=self._history, enable_history_search=True)
         try:
             return await self._session.prompt_async("> ", handle_sigint=False)
-        except (
-            KeyboardInterrupt
-        ):  # not one that may go through the loop, but a key that was pressed
+        except KeyboardInterrupt:
+            # Only a key was pressed; as a KeyboardInterrupt it would tear down the loop.
             raise PromptInterrupted from None
 
     async def _print(self, text: str) -> None:

@@ -210,7 +210,8 @@ class Connection:
     async def _digest(self) -> None:
         """Before an end: give the application a moment to answer what came before."""
         with trio.move_on_after(_LAST_WORDS):
-            await self._reader_pause.park()
+            while self.protocol.closed is None:
+                await self._reader_pause.park()
         self.pump(end=True)
 
     def pump(self, *, end: bool = False) -> bool:
