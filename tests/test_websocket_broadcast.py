@@ -278,6 +278,27 @@ async def test_who_ends_while_it_is_waited_for_does_not_count() -> None:
             assert await broadcast(sockets(members), "news", slow="wait") == 1
 
 
+async def test_the_end_wakes_all_who_wait() -> None:
+    async with room(1) as members:
+        (slow,) = members
+        await slow.stall()
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(lambda: broadcast([slow.ws], "waits", slow="wait"))
+            await trio.testing.wait_all_tasks_blocked()
+
+            async def send() -> None:
+                with pytest.raises(ConnectionClosedError):
+                    await slow.ws.send("waits behind it")
+
+            nursery.start_soon(send)
+            await trio.testing.wait_all_tasks_blocked()
+            await slow.client.aclose()
+            with trio.fail_after(10):
+                while nursery.child_tasks:
+                    await trio.sleep(0.1)
+        slow.go_on()
+
+
 async def test_those_who_waited_keep_their_turn() -> None:
     async with room(1) as members:
         (slow,) = members

@@ -205,7 +205,8 @@ async def test_a_refused_connection_is_one_clear_error() -> None:
     with trio.socket.socket() as sock:
         await sock.bind(("127.0.0.1", 0))
         port = sock.getsockname()[1]
-        with pytest.raises(HandshakeFailed, match=f"cannot connect to 127.0.0.1:{port}") as caught:
+        message = f"cannot connect to 127.0.0.1:{port}: Connection refused"
+        with pytest.raises(HandshakeFailed, match=message) as caught:
             async with open_websocket(f"ws://127.0.0.1:{port}/"):
                 pass
         assert isinstance(caught.value.__cause__, OSError)
@@ -249,6 +250,7 @@ async def test_rejections_tell_all() -> None:
     "wrong",
     [
         {"url": "http://example.test/"},
+        {"url": "ws://[::1/"},
         {"headers": {"Upgrade": "x"}},
         {"headers": {"X": "a\r\nb"}},
         {"subprotocols": ["a b"]},

@@ -12,7 +12,7 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, 
 from trio_wt._protocol.events import Fragment
 from trio_wt._websocket.inbox import Assembly, Inbox
 
-MAX_MESSAGES, MAX_BYTES = 4, 100
+MAX_BYTES = 100
 
 
 def weight(message: str | bytes) -> int:
@@ -54,9 +54,11 @@ class Model:
 
 
 class Machine(RuleBasedStateMachine):
+    max_messages = 4
+
     def __init__(self) -> None:
         super().__init__()
-        self.inbox = Inbox(MAX_MESSAGES, MAX_BYTES)
+        self.inbox = Inbox(self.max_messages, MAX_BYTES)
         self.model = Model()
         self.stream: Assembly | None = None
 
@@ -164,12 +166,20 @@ class Machine(RuleBasedStateMachine):
         assert inbox.streaming is (model.streamed is not None)
         messages, size = inbox.room()
         own_place = model.arriving is not None and model.arriving in model.queue
-        assert messages == MAX_MESSAGES - len(model.queue) + own_place
+        assert messages == self.max_messages - len(model.queue) + own_place
         assert size == MAX_BYTES - model.size()
 
 
-Machine.TestCase.settings = settings(deadline=None, max_examples=60, stateful_step_count=25)
+class LongMachine(Machine):
+    """The same with a queue that may be long, which is kept in another way."""
+
+    max_messages = 1000
+
+
+for machine in (Machine, LongMachine):
+    machine.TestCase.settings = settings(deadline=None, max_examples=50, stateful_step_count=25)
 TestInbox = Machine.TestCase
+TestLongInbox = LongMachine.TestCase
 
 
 # ---- what the model does not say
@@ -226,6 +236,28 @@ def test_a_message_that_was_released_costs_nothing_as_it_goes_on() -> None:
     inbox.put(Fragment(bytes(50), False, False, True))
     inbox.put(b"next")
     assert inbox.take() == b"next"
+
+
+def test_pieces_of_every_size_are_joined_in_their_order() -> None:
+    sizes = [1, 4096, 2, 3, 5000, 6000, 0, 4095, 7]
+    pieces = [bytes([65 + number]) * size for number, size in enumerate(sizes)]
+    for text in (True, False):
+        inbox = Inbox(4, 100)
+        for number, piece in enumerate(pieces):
+            last = number == len(pieces) - 1
+            inbox.put(Fragment(piece, text, number == 0, last))
+            assert inbox.size == sum(sizes[: number + 1])
+        whole = b"".join(pieces)
+        assert inbox.take() == (whole.decode() if text else whole)
+
+
+def test_what_is_taken_does_not_change_any_more() -> None:
+    inbox = Inbox(4, 100)
+    inbox.put(Fragment(b"a", False, True, False))
+    stream = inbox.stream()
+    first = stream.take()
+    inbox.put(Fragment(b"b", False, False, False))
+    assert (first, stream.take()) == (b"a", b"b")
 
 
 def test_an_assembly_says_how_much_waits() -> None:

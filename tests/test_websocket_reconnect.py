@@ -187,6 +187,21 @@ async def test_the_default_pauses_are_the_documented_ones() -> None:
     assert opener.pauses == pytest.approx([0.5, 1, 2, 4, 8, 16, 32, 60, 60])
 
 
+@pytest.mark.usefixtures("longest")
+@pytest.mark.parametrize(("lasting", "pause"), [(29, 2), (31, 0.5)])
+async def test_by_default_a_session_has_lasted_after_30_seconds(
+    lasting: float, pause: float
+) -> None:
+    opener, ended = Opener(*failures(2)), 0.0
+    async for attempt in reconnect(opener):
+        async with attempt as session:
+            if session == 4:
+                break
+            await trio.sleep(lasting)
+            ended = trio.current_time()
+    assert opener.called_at[-1] - ended == pytest.approx(pause)
+
+
 async def test_pauses_are_spread_over_all_of_their_bound(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "random", random.Random(7))
     opener = Opener(*failures(300))
@@ -479,6 +494,43 @@ async def test_what_the_session_swallows_stays_swallowed() -> None:
             if rounds == 3:
                 break
             raise ZeroDivisionError
+    assert rounds == 3
+
+
+@pytest.mark.usefixtures("longest")
+async def test_a_session_that_was_swallowed_is_followed_by_a_pause() -> None:
+    started: list[float] = []
+
+    @asynccontextmanager
+    async def forgiving() -> AsyncIterator[None]:
+        started.append(trio.current_time())
+        with suppress(ZeroDivisionError):
+            yield
+
+    async for attempt in reconnect(forgiving, initial_delay=1):
+        async with attempt:
+            if len(started) == 4:
+                break
+            raise ZeroDivisionError
+    pauses = [b - a for a, b in zip(started, started[1:], strict=False)]
+    assert pauses == pytest.approx([1, 2, 4])
+
+
+async def test_the_session_may_turn_one_failure_into_another() -> None:
+    rounds = 0
+
+    @asynccontextmanager
+    async def opener() -> AsyncIterator[None]:
+        try:
+            yield
+        except ZeroDivisionError as exc:
+            raise HandshakeFailed("transient") from exc
+
+    with pytest.raises(KeyError):
+        async for attempt in reconnect(opener):
+            async with attempt:
+                rounds += 1
+                raise ZeroDivisionError if rounds < 3 else KeyError
     assert rounds == 3
 
 

@@ -29,6 +29,7 @@ PLAIN: list[tuple[str, tuple[str, str, int, str, tuple[str, str] | None, str | N
     ("ws://under_score.test", ("ws", "under_score.test", 80, "/", None, None)),
     ("ws://bücher.test", ("ws", "xn--bcher-kva.test", 80, "/", None, None)),
     ("ws://BÜCHER.test", ("ws", "xn--bcher-kva.test", 80, "/", None, None)),
+    ("ws://ｅｘａｍｐｌｅ。test", ("ws", "example.test", 80, "/", None, None)),
     ("ws://faß.test", ("ws", "xn--fa-hia.test", 80, "/", None, None)),
     ("ws://例え.テスト:8", ("ws", "xn--r8jz45g.xn--zckzah", 8, "/", None, None)),
     ("ws://me:pw@h.test", ("ws", "h.test", 80, "/", ("me", "pw"), None)),

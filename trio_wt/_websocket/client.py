@@ -130,6 +130,16 @@ async def _handshake(
     return connection, websocket
 
 
+def _reason(exc: OSError | UnicodeError) -> str:
+    """What the system said; Trio keeps that of every address tried in a group behind its error."""
+    attempts = exc.__cause__
+    if isinstance(attempts, BaseExceptionGroup):
+        said = [a.strerror for a in attempts.exceptions if isinstance(a, OSError) and a.strerror]
+        if said:
+            return ", ".join(dict.fromkeys(said))
+    return str(exc)
+
+
 @dataclass(frozen=True, slots=True)
 class _Route:
     """How to get to a server."""
@@ -158,7 +168,7 @@ class _Route:
                     )
         except (OSError, UnicodeError) as exc:
             raise HandshakeFailed(
-                f"cannot connect to {url.unix_path or url.authority}: {exc}"
+                f"cannot connect to {url.unix_path or url.authority}: {_reason(exc)}"
             ) from exc
         if url.secure:
             stream = await self._start_tls(stream, url)

@@ -47,7 +47,10 @@ class WebSocketURL:
         shown = repr(re.sub(r"//[^/?#]*@", "//", url))  # without a password
         if re.search(r"[\x00-\x20\x7f]", url):
             raise ValueError(f"{shown} has white space or control characters in it")
-        parts = urlsplit(url)
+        try:
+            parts = urlsplit(url)
+        except ValueError as exc:
+            raise ValueError(f"{shown} is not a valid URL: {exc}") from None
         if parts.scheme not in ("ws", "wss", "ws+unix"):
             raise ValueError(
                 f"{shown} is not a WebSocket URL: it must begin with ws://, wss:// or ws+unix://"
