@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import os
 import ssl
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
@@ -134,7 +135,11 @@ def _reason(exc: OSError | UnicodeError) -> str:
     """What the system said; Trio keeps that of every address tried in a group behind its error."""
     attempts = exc.__cause__
     if isinstance(attempts, BaseExceptionGroup):
-        said = [a.strerror for a in attempts.exceptions if isinstance(a, OSError) and a.strerror]
+        said = [
+            os.strerror(attempt.errno)
+            for attempt in attempts.exceptions
+            if isinstance(attempt, OSError) and attempt.errno
+        ]
         if said:
             return ", ".join(dict.fromkeys(said))
     return str(exc)
