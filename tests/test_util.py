@@ -46,7 +46,11 @@ async def test_a_cancelled_wait_leaves_nothing_behind() -> None:
     assert not wakeup.parked
     wakeup.wake()
     async with trio.open_nursery() as nursery:
-        nursery.start_soon(wakeup.park)
+
+        async def wait() -> None:
+            await wakeup.park()
+
+        nursery.start_soon(wait)
         await trio.testing.wait_all_tasks_blocked()
         assert wakeup.parked
         wakeup.wake()

@@ -14,6 +14,7 @@ HeadersLike: TypeAlias = "Headers | Mapping[str, str] | Iterable[tuple[str, str]
 # RFC 9110 section 5.6.2 (token) and 5.5 (field values: no controls but HTAB, no CR, LF, NUL).
 _TOKEN = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+", re.ASCII)
 _FIELD_VALUE = re.compile(r"(?:[!-~\x80-\xff](?:[ \t!-~\x80-\xff]*[!-~\x80-\xff])?)?")
+_SHORT = 16
 
 
 class Headers(Mapping[str, str]):
@@ -53,9 +54,11 @@ class Headers(Mapping[str, str]):
     def from_raw(cls, fields: Iterable[tuple[bytes, bytes]]) -> Headers:
         """From what an HTTP parser that already checked them gives: pairs of bytes."""
         headers = cls()
-        # Interned, since thousands of idle connections have the same few names.
+        # Interned, since thousands of idle connections have the same names and short values.
         headers._fields = tuple(
-            (intern(n.decode("latin-1")), v.decode("latin-1")) for n, v in fields
+            (intern(n.decode("latin-1")), intern(text) if len(text) <= _SHORT else text)
+            for n, v in fields
+            for text in (v.decode("latin-1"),)
         )
         return headers
 

@@ -98,15 +98,15 @@ class Readership:
                 self._transport.interrupt()
 
     async def stand_by(self) -> None:
-        """The reader's wait while the transport is lent."""
-        while self.lent:
-            reads = self._reads
+        """The reader's wait while the transport is lent; to be called again as long as it is."""
+        reads = self._reads
+        if not self._reading:
             with trio.move_on_after(_PATIENCE):
                 await self._standing_by.park()
-            if not self.lent:
-                return
-            if self._reading:
-                self._alarmed = True
-                await self._standing_by.park()
-            elif reads == self._reads:
-                self.lent = False
+        if not self.lent:
+            return
+        if self._reading:
+            self._alarmed = True
+            await self._standing_by.park()
+        elif reads == self._reads:
+            self.lent = False
