@@ -39,7 +39,8 @@ class Headers(Mapping[str, str]):
             return
         pairs = fields.items() if isinstance(fields, Mapping) else fields
         checked = []
-        for name, value in pairs:
+        for pair in pairs:
+            name, value = pair
             if not _TOKEN.fullmatch(name):
                 raise ValueError(f"{name!r} is not a valid header name")
             if not _FIELD_VALUE.fullmatch(value):
@@ -47,7 +48,7 @@ class Headers(Mapping[str, str]):
                     f"the value of header {name} has control characters, outer white space or "
                     f"characters outside Latin-1: {value!r}"
                 )
-            checked.append((name, value))
+            checked.append(pair if isinstance(pair, tuple) else (name, value))
         self._fields = tuple(checked)
 
     @classmethod

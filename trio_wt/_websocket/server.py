@@ -150,7 +150,7 @@ def _request(
         scheme=policy.scheme,
         host=_authority(head.target) or (hosts[0] if hosts else ""),
         is_websocket=upgrade and problem is None,
-        subprotocols=handshake.offered_subprotocols(headers) if upgrade else (),
+        subprotocols=(upgrade and handshake.offered_subprotocols(headers)) or (),
         peer=transport.peer,
         local=transport.local,
         tls_peer_certificate=transport.certificate(),
