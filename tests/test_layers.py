@@ -31,7 +31,7 @@ FLOORS = [
     ["_version"],
 ]
 FLOOR = {room: floor for floor, rooms in enumerate(FLOORS) for room in rooms}
-IMPURE = {"trio", "socket", "time", "ssl", "select", "threading", "asyncio"}
+IMPURE = {"trio", "socket", "time", "ssl", "select", "selectors", "threading", "asyncio"}
 MAX_LINES = 600
 
 
@@ -67,6 +67,18 @@ def imports(name: str, source: str, *, is_package: bool = False) -> set[str]:
     return found
 
 
+def private_names(source: str) -> set[str]:
+    """Names with one underscore, taken from anything but `self` and `cls`, or imported from aioquic."""
+    found = set()
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.Attribute):
+            if not (isinstance(node.value, ast.Name) and node.value.id in {"self", "cls"}):
+                found.add(node.attr)
+        elif isinstance(node, ast.ImportFrom) and (node.module or "").split(".")[0] == "aioquic":
+            found.update(alias.name for alias in node.names)
+    return {name for name in found if re.match(r"_(?!_)", name)}
+
+
 def violations(name: str, source: str, *, is_package: bool = False) -> list[str]:
     """What a module does that its room must not."""
     wrong = []
@@ -78,12 +90,15 @@ def violations(name: str, source: str, *, is_package: bool = False) -> list[str]
                 continue  # the front door shows what is on every floor
             if not other or (other != room and FLOOR[other] <= FLOOR[room]):
                 wrong.append(f"{name} imports {imported}, which is not below it")
-        elif room == "_protocol" and imported.split(".")[0] in IMPURE:
+        elif room == "_protocol" and imported.split(".")[0].lstrip("_") in IMPURE:
             wrong.append(f"{name} imports {imported}, but protocols are pure")
     if len(source.splitlines()) > MAX_LINES:
         wrong.append(f"{name} has more than {MAX_LINES} lines")
     if name != "_protocol.quic" and re.search(r"\bQuicConnection\b", source):
         wrong.append(f"{name} knows aioquic's QuicConnection; only _protocol.quic may")
+    knows_aioquic = any(i.split(".")[0] == "aioquic" for i in imports(name, source))
+    if name != "_protocol.quic" and knows_aioquic and (private := private_names(source)):
+        wrong.append(f"{name} knows aioquic and uses {sorted(private)}; only _protocol.quic may")
     return wrong
 
 
@@ -115,7 +130,10 @@ def test_the_house_stands() -> None:
         ("_websocket.x", "from .._webtransport import session"),
         ("_errors", "from ._protocol import frames"),
         ("_util", "from ._errors import TrioWTError"),
+        ("_protocol.x", "import _socket"),
         ("_websocket.x", "QuicConnection"),
+        ("_quic.x", "from aioquic.h3.connection import H3Connection\ndef f(h3): h3._stream = {}"),
+        ("_protocol.x", "from aioquic.buffer import _private"),
         ("_websocket.x", "\n" * (MAX_LINES + 1)),
     ],
 )
@@ -130,6 +148,8 @@ def test_what_must_not_be_is_found(name: str, source: str) -> None:
         ("_transport.x", "from .._protocol.frames import Opcode\nimport trio, socket"),
         ("_websocket.x", "from .._http.request import Request\nfrom . import client"),
         ("__init__", "from ._websocket.client import open_websocket"),
+        ("_protocol.quic", "from aioquic.quic.connection import QuicConnection\nQuicConnection._x"),
+        ("_protocol.x", "from aioquic.buffer import Buffer\nclass A:\n    def f(self): self._b"),
     ],
 )
 def test_what_may_be_is_let_through(name: str, source: str) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import tomllib
 from importlib.metadata import metadata, version
 from importlib.resources import files
@@ -19,6 +20,8 @@ def test_the_version_is_the_same_everywhere() -> None:
 
 def test_types_are_shipped() -> None:
     assert (files("trio_wt") / "py.typed").is_file()
+    # An editable install shows the source tree; what a wheel takes along is what is named here.
+    assert "py.typed" in PYPROJECT["tool"]["setuptools"]["package-data"]["trio_wt"]
     assert metadata("trio-wt")["Requires-Python"] == ">=3.11"
 
 
@@ -33,5 +36,8 @@ def test_news_have_a_type_that_towncrier_knows() -> None:
     types = {entry["directory"] for entry in PYPROJECT["tool"]["towncrier"]["type"]}
     fragments = [p for p in (ROOT / "newsfragments").iterdir() if p.name != "README.md"]
     for fragment in fragments:
-        assert fragment.suffixes[-2:][0].lstrip(".") in types, fragment.name
+        # NUMBER.TYPE.md, or NUMBER.TYPE.COUNTER.md where a change has more than one
+        assert re.fullmatch(rf"[^.]+\.({'|'.join(types)})(\.\d+)?\.md", fragment.name), (
+            fragment.name
+        )
         assert fragment.read_text("utf-8").strip()
