@@ -265,7 +265,10 @@ async def test_a_connection_that_breaks_is_not_a_bad_head() -> None:
 async def sent_by(response: Reject, *, head_only: bool = False) -> tuple[bytes, Headers, bytes]:
     """Status line, headers and body of what goes out."""
     peer, transport = connected()
-    await send_response(transport, response, head_only=head_only)
+    if head_only:
+        await send_response(transport, response, head_only=True)
+    else:
+        await send_response(transport, response)
     await transport.aclose(graceful=False)
     data = b""
     while more := await peer.receive_some():

@@ -100,13 +100,15 @@ def test_empty_messages_and_empty_final_fragments() -> None:
     assert decode(server, b"\x00") == b""
 
 
+def finished(data: bytes) -> bytes:
+    """A deflate stream that says it is the last."""
+    compressor = zlib.compressobj(wbits=-15)
+    return compressor.compress(data) + compressor.flush(zlib.Z_FINISH)
+
+
 @pytest.mark.parametrize("piece", [1, 3, 1024])
 def test_streams_that_end_inside_a_message(piece: int) -> None:
     _, server = negotiate(OPEN, OPEN)
-
-    def finished(data: bytes) -> bytes:
-        compressor = zlib.compressobj(wbits=-15)
-        return compressor.compress(data) + compressor.flush(zlib.Z_FINISH)
 
     parts = [b"one " * 300, b"", b"two " * 300]
     compressed = b"".join(map(finished, parts)) + b"\x00"
@@ -165,6 +167,13 @@ def test_a_bomb_gives_one_byte_too_many_and_stops() -> None:
     bomb = Deflater(15, takeover=True).message(bytes(10_000_000))
     assert len(bomb) < 10_000
     assert server.decode(bomb, final=True, max_length=1000) == bytes(1001)
+
+
+@pytest.mark.parametrize("before", [0, 1, 20, 21, 22])
+def test_a_bomb_behind_the_end_of_a_stream_is_bounded_too(before: int) -> None:
+    _, server = negotiate(OPEN, OPEN)
+    data = finished(b"x" * before) + finished(bytes(1_000_000))
+    assert server.decode(data, final=True, max_length=20) == (b"x" * before + bytes(21))[:21]
 
 
 # ---- any message, any cut

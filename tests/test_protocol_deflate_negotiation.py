@@ -29,6 +29,18 @@ from trio_wt._protocol.extensions import (
 # ---- negotiation
 
 
+def test_the_defaults_cost_little_memory() -> None:
+    assert Deflate() == Deflate(
+        client_max_window_bits=12,
+        server_max_window_bits=12,
+        client_no_context_takeover=False,
+        server_no_context_takeover=False,
+        threshold=64,
+        level=-1,
+        memory_level=5,
+    )
+
+
 @pytest.mark.parametrize(
     ("configuration", "offer"),
     [
@@ -270,12 +282,17 @@ def test_a_peer_without_takeover_is_read_either_way(takeover: bool) -> None:
         assert decode(server, peer.message(message)) == message
 
 
-def test_a_peer_that_takes_over_its_context_against_the_agreement_is_found_out() -> None:
-    _, server = negotiate(replace(OPEN, client_no_context_takeover=True), OPEN)
+@pytest.mark.parametrize("from_client", [True, False])
+def test_a_peer_that_takes_over_its_context_against_the_agreement_is_found_out(
+    from_client: bool,
+) -> None:
+    side = "client" if from_client else "server"
+    at_client, at_server = negotiate(limited(side, 15, forget=True), OPEN)
+    receiver = at_server if from_client else at_client
     peer, message = Deflater(15, takeover=True), noise(200)
-    assert decode(server, peer.message(message)) == message
+    assert decode(receiver, peer.message(message)) == message
     with pytest.raises(ExtensionError, match="invalid compressed data"):
-        decode(server, peer.message(message))
+        decode(receiver, peer.message(message))
 
 
 def test_parameters_that_were_agreed_on_can_be_seen() -> None:

@@ -233,6 +233,19 @@ def test_a_server_uses_no_reserved_bit_twice() -> None:
     assert server_chooses(offers, Rival(), Caesar(), Third()) == ["rival; by=1", "third; by=3"]
 
 
+def test_an_extension_without_a_reserved_bit_is_chosen_once_too() -> None:
+    class Bare(Caesar):
+        name = "bare"
+
+        class Codec(CaesarCodec):
+            name = "bare"
+            rsv = 0
+
+        codec = Codec
+
+    assert server_chooses("bare; by=1, bare; by=2", Bare(), Caesar()) == ["bare; by=1"]
+
+
 def test_a_server_refuses_a_malformed_list() -> None:
     with pytest.raises(ValueError, match="malformed"):
         agree_as_server("caesar; by=1, foo bar", [Caesar()])

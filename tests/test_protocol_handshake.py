@@ -10,7 +10,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from trio_wt import Deflate, Headers
+from tests.deflate_peers import OPEN
+from trio_wt import Deflate, ExtensionCodec, Headers
+from trio_wt._protocol.extensions import Parameters
 from trio_wt._protocol.handshake import (
     RESERVED,
     BadRequest,
@@ -152,6 +154,7 @@ def test_a_handshake_is_a_get(method: str) -> None:
     with pytest.raises(BadRequest, match="GET") as caught:
         check_request(method, "1.1", UPGRADE)
     assert caught.value.status == 405
+    assert caught.value.message == str(caught.value)
     assert caught.value.headers == Headers({"Allow": "GET"})
 
 
@@ -352,6 +355,39 @@ def test_an_answer_in_full() -> None:
         ("Set-Cookie", "a=b"),
     )
     assert [codec.name for codec in codecs] == ["permessage-deflate"]
+
+
+class Other(Deflate):
+    name = "other"
+
+    def accept(self, offer: Parameters) -> ExtensionCodec | None:
+        codec = super().accept(offer)
+        assert codec is not None
+        codec.__class__ = type("Codec", (type(codec),), {"name": "other", "rsv": 0x20})
+        return codec
+
+
+def test_several_extensions_are_a_list() -> None:
+    headers, codecs = response_headers(
+        UPGRADE + [("Sec-WebSocket-Extensions", "permessage-deflate, other")],
+        key=KEY,
+        subprotocol=None,
+        extensions=[OPEN, Other(server_max_window_bits=15)],
+        extra=Headers(),
+    )
+    assert headers["sec-websocket-extensions"] == "permessage-deflate, other"
+    assert [codec.name for codec in codecs] == ["permessage-deflate", "other"]
+    request = request_headers(
+        host="h",
+        key=KEY,
+        subprotocols=[],
+        extensions=[OPEN, Other(client_max_window_bits=9)],
+        extra=Headers(),
+    )
+    assert request["sec-websocket-extensions"] == (
+        "permessage-deflate; client_max_window_bits, "
+        "other; server_max_window_bits=12; client_max_window_bits=9"
+    )
 
 
 def test_an_answer_says_nothing_of_what_was_not_agreed_on() -> None:

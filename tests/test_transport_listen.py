@@ -65,6 +65,14 @@ async def test_given_listeners_are_used_as_they_are() -> None:
     assert opened == [listener]
 
 
+@pytest.mark.parametrize("port", [None, 0])
+async def test_opening_is_a_checkpoint_also_when_it_fails(port: int | None) -> None:
+    with trio.CancelScope() as scope:
+        scope.cancel()
+        await open_one(port=port, listeners=[])
+    assert scope.cancelled_caught
+
+
 @pytest.mark.real_clock
 async def test_a_free_port() -> None:
     async with closing(await open_one(port=0, host="127.0.0.1")) as opened:
@@ -220,10 +228,10 @@ async def test_running_out_of_files_is_waited_out_and_logged_once(
 ) -> None:
     streams = [stream() for _ in range(3)]
     lack = OSError(code, "")
-    listener = Accepts(streams[0], lack, lack, lack, streams[1], lack, streams[2])
+    listener = Accepts(lack, lack, lack, lack, *streams[:2], lack, streams[2])
     assert await accept_all(listener) == streams
     pauses = [b - a for a, b in zip(listener.asked_at, listener.asked_at[1:], strict=False)]
-    assert pauses == pytest.approx([0, 0.1, 0.1, 0.1, 0, 0.1, 0])
+    assert pauses == pytest.approx([0.1, 0.1, 0.1, 0.1, 0, 0, 0.1, 0])
     # Once each time that it begins.
     assert [(r.name, r.levelno, r.getMessage()) for r in caplog.records] == 2 * [
         (

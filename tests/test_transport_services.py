@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import gc
 import signal
 import traceback
+import weakref
 from collections.abc import Awaitable, Callable
 
 import pytest
@@ -357,6 +359,24 @@ async def test_a_service_runs_again_when_its_deadline_passes() -> None:
     harness = await run(body)
     assert times == pytest.approx([0, 10, 20, 30])
     assert harness.failures == []
+
+
+async def test_running_again_costs_no_memory() -> None:
+    scopes: list[weakref.ref[trio.CancelScope]] = []
+
+    async def clock(scope: trio.CancelScope) -> None:
+        scopes.append(weakref.ref(scope))
+        scope.deadline = trio.current_time() + 1
+        await trio.sleep_forever()
+
+    async def body(harness: Harness, services: Services) -> None:
+        services.start_soon(clock, name="clock")
+        await trio.sleep(20.5)
+        gc.collect()
+        assert len([scope for scope in scopes if scope() is not None]) < 3
+
+    await run(body)
+    assert len(scopes) == 21
 
 
 async def test_a_service_that_ended_does_not_run_again() -> None:

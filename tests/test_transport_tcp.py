@@ -258,6 +258,16 @@ async def test_the_end_both_ways() -> None:
         assert await transport.receive() == b""
 
 
+async def test_ending_our_side_is_a_checkpoint() -> None:
+    async with pair() as (transport, peer):
+        with trio.CancelScope() as scope:
+            scope.cancel()
+            await transport.send_eof()
+        assert scope.cancelled_caught
+        with pytest.raises(BlockingIOError):
+            peer.recv(1)
+
+
 async def test_a_reset_breaks_the_connection() -> None:
     async with tcp_pair() as (transport, peer):
         reset(peer)
@@ -316,7 +326,13 @@ async def test_after_closing_it_is_closed() -> None:
         with pytest.raises(trio.ClosedResourceError):
             await transport.send_some([b"x"])
         assert transport.send_nowait(b"x") == 0
+        transport.interrupt()
         await transport.send_eof()
+        for call in (transport.receive, lambda: transport.send_some([b"x"])):
+            with trio.CancelScope() as scope:
+                scope.cancel()
+                await call()
+            assert scope.cancelled_caught, "a checkpoint all the same"
 
 
 async def test_closing_is_a_checkpoint_that_closes_all_the_same() -> None:
