@@ -1,0 +1,89 @@
+"""Receive windows: credit is granted as the application consumes, never as data arrives (RFC 9000 section 4.1)."""
+
+from __future__ import annotations
+
+from aioquic.quic.connection import Limit
+
+__all__ = ["DataLimit", "ReceiveWindow", "StreamsLimit"]
+
+
+class ReceiveWindow:
+    """How far the peer may send, on one stream or on the whole connection.
+
+    The window doubles when half of it is consumed within two round trips: then the window, not the application, is
+    what limits the peer.
+
+    Args:
+        size: the window to start with, in bytes.
+        maximum: what it may grow to.
+
+    Attributes:
+        consumed: bytes that the application has taken, or that will never be delivered to it.
+        limit: the offset up to which the peer may send.
+        size: the window as it is now.
+    """
+
+    __slots__ = ("_granted_at", "_maximum", "consumed", "limit", "size")
+
+    def __init__(self, size: int, maximum: int) -> None:
+        self.size: int = size
+        self.consumed: int = 0
+        self.limit: int = size
+        self._maximum = maximum
+        self._granted_at: float | None = None
+
+    def consume(self, count: int, now: float, rtt: float) -> bool:
+        """Take note of ``count`` consumed bytes; whether the limit was raised, which the peer should be told."""
+        self.consumed += count
+        if self.limit - self.consumed > self.size // 2:
+            return False
+        if self._granted_at is not None and now - self._granted_at < 2 * rtt:
+            self.size = min(2 * self.size, self._maximum)
+        self._granted_at = now
+        self.limit = self.consumed + self.size
+        return True
+
+
+class DataLimit(Limit):
+    """MAX_DATA of the connection, which only consumption raises.
+
+    aioquic doubles ``value`` as data arrives; that is ignored.
+    """
+
+    def __init__(self, frame_type: int, name: str, window: ReceiveWindow) -> None:
+        self._window = window
+        super().__init__(frame_type, name, window.limit)
+
+    @property
+    def value(self) -> int:
+        return self._window.limit
+
+    @value.setter
+    def value(self, value: int) -> None:
+        pass
+
+
+class StreamsLimit(Limit):
+    """MAX_STREAMS of one kind: raised when both the transport and the application are done with a stream.
+
+    aioquic raises ``value`` by one when it discards a stream, which alone would let a peer open streams faster than the
+    application gets rid of them.
+
+    Attributes:
+        released: streams that the application is done with.
+    """
+
+    def __init__(self, frame_type: int, name: str, value: int) -> None:
+        self.released: int = 0
+        self._discarded = 0
+        self._base = value
+        super().__init__(frame_type, name, value)
+
+    @property
+    def value(self) -> int:
+        return self._base + min(self.released, self._discarded)
+
+    @value.setter
+    def value(self, value: int) -> None:
+        # The one assignment but the first is `value += 1`.
+        self._discarded += value - self.value

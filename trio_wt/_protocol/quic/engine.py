@@ -1,0 +1,476 @@
+"""The engine itself: how it is driven, its handshake, its paths and its end."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Iterable
+from typing import Any, Final
+
+from aioquic.buffer import Buffer, encode_uint_var  # type: ignore[attr-defined]
+from aioquic.quic import events
+from aioquic.quic.connection import (
+    QuicConnectionError,
+    QuicConnectionState,
+    QuicNetworkPath,
+    QuicReceiveContext,
+)
+from aioquic.quic.packet import QuicErrorCode, QuicFrameType, QuicPacketType
+from aioquic.quic.packet_builder import QuicDeliveryState, QuicPacketBuilder
+from aioquic.tls import AlertDescription, Direction, Epoch, SessionTicket
+from cryptography.hazmat.primitives.serialization import Encoding
+
+from ..path_mtu import BASE_SIZE, PathMtu
+from ..route import Route
+from .config import End, EndKind, EngineConfig
+from .pacer import BurstPacer
+from .sending import Sending
+
+__all__ = ["Datagram", "Engine", "PathChanged"]
+
+#: A UDP payload, and where it goes or came from.
+Datagram = tuple[bytes, Route]
+
+# Transport parameters (RFC 9000 section 18.2; draft-ietf-quic-reliable-stream-reset).
+_TP_MAX_UDP_PAYLOAD: Final = 0x03
+_TP_ACK_DELAY_EXPONENT: Final = 0x0A
+_TP_RESET_STREAM_AT: Final = 0x17F7586D2CB571
+
+_MAX_REASON: Final = 512
+# Timeouts in a row after which full packets are taken to vanish (RFC 8899 section 4.3).
+_BLACK_HOLE_PTOS: Final = 2
+_END_STATES: Final = {
+    QuicConnectionState.CLOSING,
+    QuicConnectionState.DRAINING,
+    QuicConnectionState.TERMINATED,
+}
+
+
+class PathChanged(events.QuicEvent):
+    """Packets now go to, and come from, another place.
+
+    Attributes:
+        route: that place.
+    """
+
+    def __init__(self, route: Route) -> None:
+        self.route: Route = route
+
+
+class Engine(Sending):
+    """One side of a QUIC connection.
+
+    Args:
+        config: limits and roles.
+        original_destination_cid: for servers, the id that the client chose first.
+        retry_source_cid: for servers, the id given in a Retry packet, if one was sent.
+        fetch_ticket: for servers, finds the session that a client wants to resume.
+        store_ticket: gets session tickets, those given out on servers and those received on clients.
+        store_token: for clients, gets address tokens.
+
+    Attributes:
+        mtu: path MTU discovery.
+        packets_lost: packets declared lost.
+        packets_sent: datagrams given out by `flush`; ``bytes_sent`` their bytes.
+        packets_received: datagrams taken in by `receive`; ``bytes_received`` their bytes.
+        peer_certificate: the peer's certificate as DER once the handshake is complete; None if it showed none.
+    """
+
+    def __init__(
+        self,
+        config: EngineConfig,
+        *,
+        original_destination_cid: bytes | None = None,
+        retry_source_cid: bytes | None = None,
+        fetch_ticket: Callable[[bytes], SessionTicket | None] | None = None,
+        store_ticket: Callable[[SessionTicket], None] | None = None,
+        store_token: Callable[[bytes], None] | None = None,
+    ) -> None:
+        super().__init__(
+            config,
+            original_destination_connection_id=original_destination_cid,
+            retry_source_connection_id=retry_source_cid,
+            session_ticket_fetcher=fetch_ticket,
+            session_ticket_handler=store_ticket,
+            token_handler=store_token,
+        )
+        self.mtu: PathMtu = PathMtu(config.max_packet_size)
+        self.packets_lost: int = 0
+        self.packets_sent: int = 0
+        self.packets_received: int = 0
+        self.bytes_sent: int = 0
+        self.bytes_received: int = 0
+        self.peer_certificate: bytes | None = None
+        self._loss._pacer = self._pacer = BurstPacer(max_datagram_size=BASE_SIZE)
+        self._count_losses()
+        if config.reset_token is not None:
+            self._host_cids[0].stateless_reset_token = config.reset_token(self.host_cid)
+        self._lost = False
+        self._closed_by_peer = False
+        self._close_datagrams: list[bytes] = []
+        self._keys_updated_at = 0
+
+    def _count_losses(self) -> None:
+        on_packets_lost = self._loss._on_packets_lost
+
+        def count(*, packets: Iterable[Any], congestion_event: bool = True, **kwargs: Any) -> None:
+            packets = list(packets)
+            if congestion_event:
+                self.packets_lost += len(packets)
+            on_packets_lost(packets=packets, congestion_event=congestion_event, **kwargs)
+
+        self._loss._on_packets_lost = count  # type: ignore[method-assign]
+
+    # ---- driving
+
+    def start(self, route: Route, now: float) -> None:
+        """Begin a client's handshake."""
+        self._now = now
+        self.connect(route, now)
+
+    def receive(self, data: bytes, route: Route, now: float) -> None:
+        """Take a datagram in. Never raises."""
+        self._now = now
+        if self._state in _END_STATES:
+            return
+        active = self._network_paths[0] if self._network_paths else None
+        try:
+            self.receive_datagram(data, route, now)
+        except Exception:
+            self._fail()
+            return
+        self.packets_received += 1
+        self.bytes_received += len(data)
+        if self._state is QuicConnectionState.DRAINING:
+            self._closed_by_peer = True
+        elif active is not None and self._network_paths[0] is not active:
+            self._path_changed(active.addr)
+
+    def flush(self, now: float) -> list[Datagram]:
+        """The datagrams to send now. Never raises."""
+        self._now = now
+        if not self._network_paths or self._state in _END_STATES:
+            return []
+        try:
+            out: list[Datagram] = self.datagrams_to_send(now)
+            if self._handshake_confirmed and self._close_event is None:
+                self._maintain(now, out)
+        except Exception:
+            self._fail()
+            return []
+        if self._state is QuicConnectionState.CLOSING:
+            self._close_datagrams = [data for data, _ in out]
+        self.packets_sent += len(out)
+        for data, _ in out:
+            self.bytes_sent += len(data)
+        return out
+
+    def _maintain(self, now: float, out: list[Datagram]) -> None:
+        """What is due now and then: key updates, and path MTU discovery."""
+        if self._packet_number - self._keys_updated_at >= self.config.key_update_packets:
+            self.update_keys()
+        if self.mtu.size > BASE_SIZE and self._loss._pto_count >= _BLACK_HOLE_PTOS:
+            self.mtu.black_hole(now)
+            self._resize()
+        size = self.mtu.probe(now)
+        if size is not None:
+            out += self._probe_mtu(size, now)
+
+    @property
+    def timer(self) -> float | None:
+        """When `fire` is to be called; None for never."""
+        if self._close_at is None or not self._network_paths or self._state in _END_STATES:
+            return None
+        return self.get_timer()
+
+    def fire(self, now: float) -> None:
+        """The timer is due. Never raises."""
+        timer = self.timer
+        if timer is None:
+            return
+        # One microsecond more: by rounding, aioquic may find for ever that its own deadline has not come.
+        self._now = max(now, timer) + 1e-6
+        was_open = self._close_event is None
+        try:
+            self.handle_timer(self._now)
+        except Exception:
+            self._fail()
+            return
+        if was_open and self._close_event is not None:
+            self._lost = True
+
+    def take_events(self) -> deque[events.QuicEvent]:
+        """What has happened since the last call."""
+        taken = self._events
+        if taken:
+            self._events = deque()
+        return taken
+
+    # ---- the end
+
+    @property
+    def end(self) -> End | None:
+        """How the connection ended; None while it has not. It is known before the last packet is out."""
+        event = self._close_event
+        if event is None:
+            return None
+        if self._lost:
+            return End(EndKind.LOST, 0, event.reason_phrase, True)
+        kind = EndKind.APPLICATION if event.frame_type is None else EndKind.TRANSPORT
+        return End(kind, event.error_code, event.reason_phrase, self._closed_by_peer)
+
+    @property
+    def is_silent(self) -> bool:
+        """Whether the end has been decided, and nothing is left to send."""
+        return self._state in _END_STATES
+
+    @property
+    def close_datagrams(self) -> list[bytes]:
+        """The CONNECTION_CLOSE that was sent, to answer late packets with (RFC 9000 section 10.2.1)."""
+        return self._close_datagrams
+
+    @property
+    def close_period(self) -> float:
+        """For how long late packets are to be expected, in seconds (RFC 9000 section 10.2)."""
+        return 3 * self._loss.get_probe_timeout()
+
+    def shut(self, code: int, reason: str = "", *, transport: bool = False) -> None:
+        """Decide the end, if it has not been decided: CONNECTION_CLOSE goes out with the next flush.
+
+        Args:
+            code: an application's error code, or a transport error code (RFC 9000 section 20.1).
+            reason: cut to 512 bytes of UTF-8.
+            transport: which of the two ``code`` is.
+        """
+        reason = reason.encode()[:_MAX_REASON].decode(errors="ignore")
+        if self._spaces:
+            self.close(code, QuicFrameType.PADDING if transport else None, reason)
+        else:
+            self.lose(reason)
+
+    def lose(self, reason: str) -> None:
+        """The connection is gone without a word, as after a stateless reset."""
+        if self._close_event is None:
+            self._lost = True
+            self._close_event = events.ConnectionTerminated(0, QuicFrameType.PADDING, reason)
+            self._close_end()
+
+    def finish(self) -> None:
+        """Nothing will be done with this engine any more: let aioquic write its log."""
+        if self._state is not QuicConnectionState.TERMINATED:
+            if self._close_event is None:
+                self._close_event = events.ConnectionTerminated(0, None, "")
+            self._close_end()
+
+    def is_stateless_reset(self, data: bytes) -> bool:
+        """Whether a datagram for an unknown connection id ends this connection (RFC 9000 section 10.3.1)."""
+        token = data[-16:]
+        known = (self._peer_cid, *self._peer_cid_available)
+        return any(cid.stateless_reset_token == token for cid in known)
+
+    def _fail(self) -> None:
+        """A bug, of aioquic's or ours, that a packet has found: it costs this connection only."""
+        if self._close_event is None:
+            self.shut(QuicErrorCode.INTERNAL_ERROR, transport=True)
+
+    # ---- the handshake
+
+    @property
+    def handshake_complete(self) -> bool:
+        """Whether TLS is done and the peer's certificate has been accepted."""
+        return self._handshake_complete and self._close_event is None
+
+    @property
+    def connection_ids(self) -> list[bytes]:
+        """The ids under which the peer may reach this side."""
+        return [connection_id.cid for connection_id in self._host_cids]
+
+    @property
+    def wire_version(self) -> int:
+        """The version in use, as on the wire; 0 before there is one."""
+        return self._version or 0
+
+    def update_keys(self) -> None:
+        """Change the packet protection keys (RFC 9001 section 6)."""
+        self._keys_updated_at = self._packet_number
+        self.request_key_update()
+
+    def _initialize(self, peer_cid: bytes) -> None:
+        super()._initialize(peer_cid)
+        self.tls._request_client_certificate = self.config.request_certificate
+        if not self.config.early_data:
+            self.tls._max_early_data = None
+
+    def _update_traffic_key(
+        self, direction: Any, epoch: Any, cipher_suite: Any, secret: bytes
+    ) -> None:
+        refused = not (self._is_client or self.config.early_data)
+        if refused and epoch is Epoch.ZERO_RTT and direction is Direction.DECRYPT:
+            return  # from a client that was not invited to: without a key its data is never read
+        super()._update_traffic_key(direction, epoch, cipher_suite, secret)
+
+    def _serialize_transport_parameters(self) -> bytes:
+        parameter = encode_uint_var(_TP_RESET_STREAM_AT) + encode_uint_var(0)
+        return super()._serialize_transport_parameters() + parameter
+
+    def _parse_transport_parameters(self, data: bytes, from_session_ticket: bool = False) -> None:
+        super()._parse_transport_parameters(data, from_session_ticket)
+        buf = Buffer(data=data)
+        while not buf.eof():
+            parameter, length = buf.pull_uint_var(), buf.pull_uint_var()
+            value = Buffer(data=buf.pull_bytes(length))
+            if parameter == _TP_RESET_STREAM_AT:
+                self._peer_resets_at = True
+            elif parameter == _TP_MAX_UDP_PAYLOAD:
+                self.mtu.maximum = min(self.mtu.maximum, value.pull_uint_var())
+            elif parameter == _TP_ACK_DELAY_EXPONENT:
+                self._remote_ack_delay_exponent = value.pull_uint_var()
+
+    def _handle_crypto_frame(
+        self, context: QuicReceiveContext, frame_type: int, buf: Buffer
+    ) -> None:
+        was_complete = self._handshake_complete
+        super()._handle_crypto_frame(context, frame_type, buf)
+        if self._handshake_complete and not was_complete:
+            self._verify_peer(frame_type)
+
+    def _verify_peer(self, frame_type: int) -> None:
+        """Judge the peer's certificate before anything is sent to it, or told of it."""
+        certificate = self.tls._peer_certificate
+        # A resumed session was verified when it began (RFC 8446 section 2.2).
+        if self.config.verify is not None and not self.tls.session_resumed:
+            try:
+                self.config.verify(certificate, self.tls._peer_certificate_chain)
+            except Exception as exc:
+                self._events.clear()
+                alert = getattr(exc, "alert", int(AlertDescription.bad_certificate))
+                reason = str(exc)[:_MAX_REASON]
+                raise QuicConnectionError(
+                    QuicErrorCode.CRYPTO_ERROR + alert, frame_type, reason
+                ) from None
+        if certificate is not None:
+            self.peer_certificate = certificate.public_bytes(Encoding.DER)
+
+    def _replenish_connection_ids(self) -> None:
+        known = len(self._host_cids)
+        super()._replenish_connection_ids()
+        if self.config.reset_token is not None:
+            for connection_id in self._host_cids[known:]:
+                connection_id.stateless_reset_token = self.config.reset_token(connection_id.cid)
+
+    # ---- paths
+
+    @property
+    def route(self) -> Route | None:
+        """Where packets go; None before there is a path."""
+        route: Route | None = self.get_peer_address()
+        return route
+
+    def probe_path(self, route: Route) -> bool:
+        """Ask for a sign of life over another path, to move there when it comes (RFC 9000 section 9).
+
+        May be called again for the same route, as the question may have been lost.
+
+        Returns:
+            whether that is possible: the peer must have given out a spare connection id.
+        """
+        for path in self._network_paths:
+            if path.addr == route:
+                path.local_challenge_sent = False
+                return True
+        if not self._peer_cid_available:
+            return False
+        path = QuicNetworkPath(route)
+        # A connection id is never used from two addresses (RFC 9000 section 9.5).
+        path.peer_cid = self._peer_cid_available.pop(0)
+        self._add_network_path(path)
+        return True
+
+    def abandon_path(self, route: Route) -> None:
+        """Give up on `probe_path`."""
+        for path in self._network_paths[1:]:
+            if path.addr == route:
+                self._network_paths.remove(path)
+                if path.peer_cid is not None:
+                    self._retire_peer_cid(path.peer_cid)
+
+    def _path_changed(self, previous: Route) -> None:
+        route: Route = self._network_paths[0].addr
+        self._events.append(PathChanged(route))
+        self.mtu.restart(self._now)
+        self._resize()
+        if self._is_client or previous.remote[0] != route.remote[0]:
+            # Another network: what was learnt of the old one is void (RFC 9000 section 9.4).
+            self._loss._cc.congestion_window = 10 * BASE_SIZE
+            self._loss._cc.ssthresh = None
+            self._loss._rtt_initialized = False
+
+    def _resize(self) -> None:
+        """Build packets of the size that the path is known to carry."""
+        size = self.mtu.size
+        smaller = size < self._max_datagram_size
+        self._max_datagram_size = size
+        self._pacer.max_datagram_size = size
+        self._loss._cc._max_datagram_size = size  # type: ignore[attr-defined]
+        if smaller:
+            self._drop_large_datagrams()
+
+    def _probe_mtu(self, size: int, now: float) -> list[Datagram]:
+        """A packet of PING and PADDING, which is no loss to the congestion controller (RFC 9000 section 14.4)."""
+        path = self._network_paths[0]
+        builder = QuicPacketBuilder(
+            host_cid=self.host_cid,
+            is_client=self._is_client,
+            max_datagram_size=size,
+            packet_number=self._packet_number,
+            peer_cid=self._peer_cid.cid,
+            quic_logger=self._quic_logger,
+            spin_bit=self._spin_bit,
+            version=self.wire_version,
+        )
+        builder.start_packet(QuicPacketType.ONE_RTT, self._cryptos[Epoch.ONE_RTT])
+        buf = builder.start_frame(
+            QuicFrameType.PING, handler=self._on_mtu_probe_delivery, handler_args=(size,)
+        )
+        buf.push_bytes(bytes(builder.remaining_buffer_space))
+        assert builder._packet is not None
+        builder._packet.in_flight = False
+        return self._flush_builder(builder, path, self._peer_cid.cid, now)
+
+    def _on_mtu_probe_delivery(self, delivery: QuicDeliveryState, size: int) -> None:
+        if delivery is QuicDeliveryState.ACKED:
+            self.mtu.acknowledged(size)
+            self._resize()
+        else:
+            self.mtu.lost(self._now)
+
+    # ---- figures
+
+    @property
+    def rtt(self) -> float | None:
+        """The smoothed round-trip time in seconds; None before the first measurement."""
+        return self._loss._rtt_smoothed if self._loss._rtt_initialized else None
+
+    @property
+    def min_rtt(self) -> float | None:
+        """The smallest round-trip time measured."""
+        return self._loss._rtt_min if self._loss._rtt_initialized else None
+
+    @property
+    def congestion_window(self) -> int:
+        """Bytes that may be under way."""
+        return self._loss.congestion_window
+
+    @property
+    def bytes_in_flight(self) -> int:
+        """Bytes that are under way."""
+        return self._loss.bytes_in_flight
+
+    @property
+    def probe_timeout(self) -> float:
+        """How long to wait for an answer before asking again, in seconds (RFC 9002 section 6.2)."""
+        return self._loss.get_probe_timeout()
+
+    @property
+    def open_streams(self) -> int:
+        """Streams whose state is held."""
+        return len(self._streams)

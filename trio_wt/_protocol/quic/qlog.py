@@ -1,0 +1,36 @@
+"""qlog traces that stay within a bound."""
+
+from __future__ import annotations
+
+from collections import deque
+from typing import Any, Final
+
+from aioquic.quic.logger import QuicFileLogger, QuicLoggerTrace
+
+__all__ = ["BoundedFileLogger"]
+
+_MAX_EVENTS: Final = 100_000
+
+
+class _BoundedTrace(QuicLoggerTrace):
+    def __init__(self, *, is_client: bool, odcid: bytes) -> None:
+        super().__init__(is_client=is_client, odcid=odcid)
+        # A trace is written when its connection ends; until then only the latest events are kept.
+        self._events: deque[dict[str, Any]] = deque(maxlen=_MAX_EVENTS)
+
+
+class BoundedFileLogger(QuicFileLogger):
+    """Writes a file per connection into a folder, with the last 100,000 events of each.
+
+    Args:
+        path: the folder, which must exist.
+
+    Raises:
+        ValueError: there is no such folder.
+    """
+
+    def start_trace(self, is_client: bool, odcid: bytes) -> QuicLoggerTrace:
+        """Begin the trace of a connection."""
+        trace = _BoundedTrace(is_client=is_client, odcid=odcid)
+        self._traces.append(trace)
+        return trace

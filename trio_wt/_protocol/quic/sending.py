@@ -1,0 +1,274 @@
+"""The sending half of the engine: streams, resets, datagrams, and what of them is under way."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, Final
+
+from aioquic.buffer import Buffer, size_uint_var  # type: ignore[attr-defined]
+from aioquic.quic.packet import QuicFrameType
+from aioquic.quic.packet_builder import QuicDeliveryState, QuicPacketBuilder
+from aioquic.quic.recovery import QuicPacketSpace
+from aioquic.quic.stream import QuicStream
+
+from .config import EngineConfig
+from .receiving import Receiving
+from .reset_at import RESET_STREAM_AT, RESET_STREAM_AT_CAPACITY, ReliableReset
+
+__all__ = ["Sending"]
+
+_AEAD_TAG: Final = 16
+_PACKET_NUMBER: Final = 2
+
+
+class Sending(Receiving):
+    """What an application sends, with figures to hold it back by.
+
+    Args:
+        config: limits and roles.
+        kwargs: the rest of what aioquic's connection takes.
+
+    Attributes:
+        datagrams_dropped: datagrams that made room for newer ones, or no longer fitted a packet.
+    """
+
+    def __init__(self, config: EngineConfig, **kwargs: Any) -> None:
+        super().__init__(config, **kwargs)
+        self.datagrams_dropped: int = 0
+        self._peer_resets_at = False
+        self._reliable_resets: dict[int, ReliableReset] = {}
+
+    # ---- streams
+
+    def can_open(self, *, unidirectional: bool) -> bool:
+        """Whether the peer lets this side open one more stream."""
+        if unidirectional:
+            return self._local_next_stream_id_uni // 4 < self._remote_max_streams_uni
+        return self._local_next_stream_id_bidi // 4 < self._remote_max_streams_bidi
+
+    def open(self, *, unidirectional: bool) -> int:
+        """Open a stream, which the peer learns of with the first bytes; its id."""
+        stream_id = self.get_next_available_stream_id(unidirectional)
+        self.send_stream_data(stream_id, b"")
+        return stream_id
+
+    def send(self, stream_id: int, data: bytes | bytearray | memoryview, *, fin: bool = False) -> None:
+        """Take bytes, and the end, of a stream that was neither ended nor reset."""
+        stream = self._streams.get(stream_id)
+        if stream is None or not self.is_sendable(stream_id):
+            return  # reset by STOP_SENDING a moment ago, which is an event still to be taken
+        stream.sender.write(data, end_stream=fin)  # type: ignore[arg-type]
+        self._active.append(stream)
+
+    def is_sendable(self, stream_id: int) -> bool:
+        """Whether a stream takes data: it was neither ended nor reset, nor stopped by the peer."""
+        stream = self._streams.get(stream_id)
+        if stream is None:
+            return False
+        sender = stream.sender
+        return (
+            sender._buffer_fin is None
+            and sender._reset_error_code is None
+            and stream_id not in self._reliable_resets
+        )
+
+    def unsent(self, stream_id: int) -> int:
+        """Bytes of a stream that have not been in any packet yet."""
+        stream = self._streams.get(stream_id)
+        if stream is None or stream.sender._reset_error_code is not None:
+            return 0
+        return stream.sender._buffer_stop - stream.sender.highest_offset
+
+    @property
+    def undelivered(self) -> bool:
+        """Whether something of a stream that was ended or reset has not been acknowledged yet."""
+        return bool(self._reliable_resets) or any(
+            not stream.sender.is_finished
+            and (stream.sender._buffer_fin is not None or stream.sender._reset_error_code is not None)
+            for stream in self._streams.every()
+        )
+
+    def prioritise(self, stream_id: int, priority: int) -> None:
+        """Serve a stream before those of a lower priority; 0 is the usual one."""
+        if priority and stream_id in self._streams:
+            self._active.priorities[stream_id] = priority
+        else:
+            self._active.priorities.pop(stream_id, None)
+
+    def reset(self, stream_id: int, code: int, reliable_size: int = 0) -> None:
+        """Give up sending on a stream; without effect if it is finished, or reset.
+
+        Args:
+            stream_id: the stream.
+            code: the application's error code, below 2^62.
+            reliable_size: how many bytes from the beginning are to arrive in any case. It counts only with a peer
+                that supports RESET_STREAM_AT.
+        """
+        stream = self._streams.get(stream_id)
+        if stream is None or stream.sender.is_finished or stream_id in self._reliable_resets:
+            return
+        self._active.append(stream)
+        sender = stream.sender
+        reliable_size = min(reliable_size, sender._buffer_stop)
+        if sender._reset_error_code is not None:
+            return
+        if not (self._peer_resets_at and reliable_size > sender._buffer_start):
+            sender.reset(code)
+            return
+        final_size = max(sender.highest_offset, reliable_size)
+        self._reliable_resets[stream_id] = ReliableReset(code, final_size, reliable_size)
+        # What lies beyond is neither sent nor sent again; a FIN would contradict the final size.
+        if sender._buffer_stop > reliable_size:
+            sender._pending.subtract(reliable_size, sender._buffer_stop)
+        sender._buffer_stop = final_size
+        sender._buffer_fin = None
+        sender._pending_eof = False
+
+    def stop(self, stream_id: int, code: int) -> None:
+        """Ask the peer to stop sending on a stream; without effect where it has finished."""
+        stream = self._streams.get(stream_id)
+        if stream is not None and not stream.receiver.is_finished:
+            stream.receiver.stop(code)
+            self._active.append(stream)
+
+    # ---- datagrams
+
+    @property
+    def max_datagram(self) -> int:
+        """The most that a datagram may carry now, in bytes; 0 if the peer takes none."""
+        peer = self._remote_max_datagram_frame_size
+        if not peer:
+            return 0
+        header = 1 + len(self._peer_cid.cid) + _PACKET_NUMBER
+        room = min(self._max_datagram_size - header - _AEAD_TAG, peer) - 1
+        return max(0, room - size_uint_var(max(0, room)))
+
+    @property
+    def datagrams_queued(self) -> int:
+        """Datagrams that wait to be sent."""
+        return len(self._datagrams_pending)
+
+    def queue_datagram(self, data: bytes) -> None:
+        """Send a datagram of at most `max_datagram` bytes; the oldest makes room if too many wait."""
+        pending = self._datagrams_pending
+        if len(pending) >= self.config.max_datagram_queue:
+            pending.popleft()
+            self.datagrams_dropped += 1
+        pending.append(data)
+
+    def _drop_large_datagrams(self) -> None:
+        """After packets became smaller: what does not fit would block those behind it."""
+        fitting = [data for data in self._datagrams_pending if len(data) <= self.max_datagram]
+        self.datagrams_dropped += len(self._datagrams_pending) - len(fitting)
+        self._datagrams_pending.clear()
+        self._datagrams_pending.extend(fitting)
+
+    # ---- packets
+
+    def _write_connection_limits(self, builder: QuicPacketBuilder, space: QuicPacketSpace) -> None:
+        super()._write_connection_limits(builder, space)
+        if self._reliable_resets:
+            for stream_id, reset in self._reliable_resets.items():
+                if reset.pending:
+                    self._write_reset_stream_at(builder, stream_id, reset)
+
+    def _write_reset_stream_at(
+        self, builder: QuicPacketBuilder, stream_id: int, reset: ReliableReset
+    ) -> None:
+        buf: Buffer = builder.start_frame(
+            RESET_STREAM_AT,
+            capacity=RESET_STREAM_AT_CAPACITY,
+            handler=self._on_reset_at_delivery,
+            handler_args=(stream_id,),
+        )
+        for value in (stream_id, reset.code, reset.final_size, reset.reliable_size):
+            buf.push_uint_var(value)
+        reset.pending = False
+
+    def _on_reset_at_delivery(self, delivery: QuicDeliveryState, stream_id: int) -> None:
+        reset = self._reliable_resets[stream_id]
+        if delivery is QuicDeliveryState.ACKED:
+            reset.acknowledged = True
+            self._finish_reset(stream_id)
+        else:
+            reset.pending = True
+
+    def _finish_reset(self, stream_id: int) -> None:
+        """A stream reset by RESET_STREAM_AT is done once the frame and the reliable part have arrived."""
+        reset, stream = self._reliable_resets[stream_id], self._streams.get(stream_id)
+        if stream is None:
+            return
+        if reset.acknowledged and stream.sender._buffer_start >= reset.reliable_size:
+            stream.sender.is_finished = True
+            del self._reliable_resets[stream_id]
+            self._active.append(stream)
+
+    def _write_stream_frame(
+        self,
+        builder: QuicPacketBuilder,
+        space: QuicPacketSpace,
+        stream: QuicStream,
+        max_offset: int,
+    ) -> int:
+        handlers = _handlers(builder)
+        count = len(handlers)
+        used = super()._write_stream_frame(builder, space, stream, max_offset)
+        self._follow(handlers, count, stream)
+        return used
+
+    def _write_reset_stream_frame(self, builder: QuicPacketBuilder, stream: QuicStream) -> None:
+        handlers = _handlers(builder)
+        count = len(handlers)
+        super()._write_reset_stream_frame(builder, stream)
+        self._follow(handlers, count, stream)
+
+    def _write_stop_sending_frame(self, builder: QuicPacketBuilder, stream: QuicStream) -> None:
+        handlers = _handlers(builder)
+        count = len(handlers)
+        super()._write_stop_sending_frame(builder, stream)
+        self._follow(handlers, count, stream)
+
+    def _follow(self, handlers: list[Any], count: int, stream: QuicStream) -> None:
+        """Learn the fate of the frame just written, if one was."""
+        if len(handlers) > count:
+            handler, args = handlers[-1]
+            handlers[-1] = (self._on_stream_delivery, (stream, handler, args))
+
+    def _on_stream_delivery(
+        self,
+        delivery: QuicDeliveryState,
+        stream: QuicStream,
+        handler: Callable[..., None],
+        args: tuple[Any, ...],
+    ) -> None:
+        reset = self._reliable_resets.get(stream.stream_id or 0)
+        if reset is not None and handler == stream.sender.on_data_delivery:
+            self._on_partial_delivery(delivery, stream, reset, args[0], args[1])
+        else:
+            handler(delivery, *args)
+        if delivery is not QuicDeliveryState.ACKED or stream.is_finished:
+            if stream.stream_id in self._streams:
+                self._active.append(stream)
+
+    def _on_partial_delivery(
+        self,
+        delivery: QuicDeliveryState,
+        stream: QuicStream,
+        reset: ReliableReset,
+        start: int,
+        stop: int,
+    ) -> None:
+        """Data of a stream reset by RESET_STREAM_AT: only the reliable part is sent again."""
+        if delivery is not QuicDeliveryState.ACKED:
+            stop = min(stop, reset.reliable_size)
+            if start < stop:
+                stream.sender.on_data_delivery(delivery, start, stop, False)
+            return
+        stream.sender.on_data_delivery(delivery, start, stop, False)
+        self._finish_reset(stream.stream_id or 0)
+
+
+def _handlers(builder: QuicPacketBuilder) -> list[Any]:
+    packet = builder._packet
+    assert packet is not None
+    return packet.delivery_handlers
