@@ -8,15 +8,34 @@ from ._errors import (
     ConnectionClosed,
     ConnectionClosedError,
     ConnectionClosedOK,
+    ConnectionLost,
+    DatagramTooLarge,
     HandshakeFailed,
+    IncompleteRead,
     InternalError,
+    ReadLimitExceeded,
     Rejected,
+    StreamAbort,
+    StreamReset,
+    TransportClosed,
     TrioWTError,
 )
 from ._headers import Headers
 from ._http.request import Request
 from ._protocol.deflate import Deflate
 from ._protocol.extensions import Extension, ExtensionCodec, ExtensionError
+from ._quic.client import QuicEndpoint, open_quic, open_quic_endpoint
+from ._quic.connection import Connection
+from ._quic.datagrams import Datagrams
+from ._quic.incoming import IncomingStreams
+from ._quic.server import serve_quic
+from ._quic.sessions import SessionStore
+from ._quic.settings import QuicSettings
+from ._quic.statistics import QuicStatistics
+from ._quic.streams import ReceiveStream, SendStream, Stream
+from ._quic.tls import Certificate, ClientTLS, ServerTLS
+from ._quic.verification import CertificateRejected
+from ._transport.udp import DatagramSocket, UdpSocket
 from ._version import __version__
 from ._websocket.broadcast import broadcast
 from ._websocket.client import open_websocket, wrap_client_stream
@@ -29,30 +48,56 @@ from ._websocket.websocket import WebSocket
 
 __all__ = [
     "Attempt",
+    "Certificate",
+    "CertificateRejected",
+    "ClientTLS",
+    "Connection",
     "ConnectionClosed",
     "ConnectionClosedError",
     "ConnectionClosedOK",
+    "ConnectionLost",
+    "DatagramSocket",
+    "DatagramTooLarge",
+    "Datagrams",
     "Deflate",
     "Extension",
     "ExtensionCodec",
     "ExtensionError",
     "HandshakeFailed",
     "Headers",
+    "IncomingStreams",
+    "IncompleteRead",
     "InternalError",
+    "QuicEndpoint",
+    "QuicSettings",
+    "QuicStatistics",
+    "ReadLimitExceeded",
     "ReceiveMessageStream",
+    "ReceiveStream",
     "Reconnect",
     "Rejected",
     "Request",
     "SendMessageStream",
+    "SendStream",
+    "ServerTLS",
+    "SessionStore",
     "Settings",
     "Statistics",
+    "Stream",
+    "StreamAbort",
+    "StreamReset",
+    "TransportClosed",
     "TrioWTError",
+    "UdpSocket",
     "WebSocket",
     "__version__",
     "broadcast",
     "is_transient",
+    "open_quic",
+    "open_quic_endpoint",
     "open_websocket",
     "reconnect",
+    "serve_quic",
     "serve_websocket",
     "wrap_client_stream",
     "wrap_server_stream",

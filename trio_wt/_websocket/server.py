@@ -15,13 +15,14 @@ from typing import Literal, TypeAlias, Unpack
 
 import trio
 
-from .._errors import ConnectionClosed, HandshakeFailed
+from .._errors import HandshakeFailed
 from .._headers import Headers
 from .._http import h1
 from .._http.request import Accept, Reject, Request
 from .._protocol import handshake
 from .._protocol.extensions import ExtensionCodec
 from .._protocol.handshake import BadRequest, Origins
+from .._transport.handlers import contain_errors
 from .._transport.listen import Listener, accept_forever, open_listeners
 from .._transport.tcp import transport_of
 from .._transport.transport import Transport
@@ -280,24 +281,14 @@ class _Server:
         if opened is None:
             return
         connection, websocket = opened
+        message = "a WebSocket handler failed; its connection got code 1011"
         try:
-            async with connection:
-                if self._closing:
-                    connection.go_away(_GOODBYE)
-                del opened, stream  # an idle connection lives in this frame
-                await self._handler(websocket)
-        except Exception as exc:
-            if self._raise_errors:
-                raise
-            self._log_failure(exc)
-        except BaseExceptionGroup as group:
-            # Cancelled, and something failed in the cleanup.
-            failed, rest = group.split(Exception)
-            if failed is None or self._raise_errors:
-                raise
-            self._log_failure(failed)
-            if rest is not None:
-                raise rest from None
+            with contain_errors(message, propagate=self._raise_errors):
+                async with connection:
+                    if self._closing:
+                        connection.go_away(_GOODBYE)
+                    del opened, stream  # an idle connection lives in this frame
+                    await self._handler(websocket)
         finally:
             self._connections.discard(connection)
             self._check_idle()
@@ -331,10 +322,6 @@ class _Server:
                 self._check_idle()
         return None if connection is None else (connection, websocket)
 
-    def _log_failure(self, exc: Exception) -> None:
-        if not _is_only_closed(exc):
-            logger.error("a WebSocket handler failed; its connection got code 1011", exc_info=exc)
-
     def _check_idle(self) -> None:
         if self._closing and not self._handshakes and not self._connections:
             self._idle.set()
@@ -365,13 +352,6 @@ class _Server:
         for scope in [*self._handshakes, *(c.cancel_scope for c in self._connections)]:
             scope.cancel()
         await self._idle.wait()
-
-
-def _is_only_closed(exc: Exception) -> bool:
-    """Whether a handler merely ran into the end of its connection."""
-    if isinstance(exc, ExceptionGroup):
-        return exc.split(ConnectionClosed)[1] is None
-    return isinstance(exc, ConnectionClosed)
 
 
 async def serve_websocket(

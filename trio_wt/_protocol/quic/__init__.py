@@ -7,7 +7,7 @@ raises for what a peer sends: whatever aioquic raises ends this connection.
 
 What is bounded beyond what aioquic bounds: receive windows grow as the application consumes, stream counts as it releases
 streams, and gaps in received ranges, bytes of the TLS handshake and datagrams have limits. What an application may still
-send is told by `can_open`, `unsent` and `max_datagram`.
+send is told by `openable`, `unsent` and `max_datagram`.
 
 This package is the only place that knows aioquic's ``QuicConnection`` and its private names. `contract` checks them at import.
 In it, `receiving`, `sending` and `engine` are one class in three floors.

@@ -35,7 +35,9 @@ VERSIONS = {1: int(QuicProtocolVersion.VERSION_1), 2: int(QuicProtocolVersion.VE
 
 #: Raises an exception with an ``alert``, a TLS alert's number, if the peer's chain is not to be trusted; the certificate is
 #: None if the peer showed none.
-VerifyCertificate: TypeAlias = Callable[["x509.Certificate | None", Sequence[x509.Certificate]], None]
+VerifyCertificate: TypeAlias = Callable[
+    ["x509.Certificate | None", Sequence[x509.Certificate]], None
+]
 
 # The cheapest first: every machine of the last ten years has instructions for AES.
 _CIPHER_SUITES = [

@@ -48,7 +48,9 @@ _SOURCES: Final = {
 }
 
 
-def check_aioquic(connection: type[Any] = QuicConnection, version: str = aioquic.__version__) -> None:
+def check_aioquic(
+    connection: type[Any] = QuicConnection, version: str = aioquic.__version__
+) -> None:
     """Make sure that aioquic still is what these modules were written for.
 
     Raises:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import datetime as dt
 from collections import deque
 from collections.abc import Callable, Iterable
 from typing import Any, Final
@@ -22,8 +23,8 @@ from cryptography.hazmat.primitives.serialization import Encoding
 from ..path_mtu import BASE_SIZE, PathMtu
 from ..route import Route
 from .config import End, EndKind, EngineConfig
+from .established import Established
 from .pacer import BurstPacer
-from .sending import Sending
 
 __all__ = ["Datagram", "Engine", "PathChanged"]
 
@@ -56,7 +57,7 @@ class PathChanged(events.QuicEvent):
         self.route: Route = route
 
 
-class Engine(Sending):
+class Engine(Established):
     """One side of a QUIC connection.
 
     Args:
@@ -73,6 +74,7 @@ class Engine(Sending):
         packets_sent: datagrams given out by `flush`; ``bytes_sent`` their bytes.
         packets_received: datagrams taken in by `receive`; ``bytes_received`` their bytes.
         peer_certificate: the peer's certificate as DER once the handshake is complete; None if it showed none.
+        rejection: why the peer's certificate was not accepted.
     """
 
     def __init__(
@@ -100,6 +102,7 @@ class Engine(Sending):
         self.bytes_sent: int = 0
         self.bytes_received: int = 0
         self.peer_certificate: bytes | None = None
+        self.rejection: Exception | None = None
         self._loss._pacer = self._pacer = BurstPacer(max_datagram_size=BASE_SIZE)
         self._count_losses()
         if config.reset_token is not None:
@@ -134,7 +137,9 @@ class Engine(Sending):
             return
         active = self._network_paths[0] if self._network_paths else None
         try:
-            self.receive_datagram(data, route, now)
+            if not self._receive_short(data, route, now):
+                self.receive_datagram(data, route, now)
+                self._find_road()
         except Exception:
             self._fail()
             return
@@ -151,7 +156,8 @@ class Engine(Sending):
         if not self._network_paths or self._state in _END_STATES:
             return []
         try:
-            out: list[Datagram] = self.datagrams_to_send(now)
+            short = self._send_short(now)
+            out: list[Datagram] = self.datagrams_to_send(now) if short is None else short
             if self._handshake_confirmed and self._close_event is None:
                 self._maintain(now, out)
         except Exception:
@@ -180,7 +186,8 @@ class Engine(Sending):
         """When `fire` is to be called; None for never."""
         if self._close_at is None or not self._network_paths or self._state in _END_STATES:
             return None
-        return self.get_timer()
+        short = self._short_timer
+        return self.get_timer() if short is None else short
 
     def fire(self, now: float) -> None:
         """The timer is due. Never raises."""
@@ -285,6 +292,19 @@ class Engine(Sending):
         return [connection_id.cid for connection_id in self._host_cids]
 
     @property
+    def alpn(self) -> str | None:
+        """The application protocol; None before the negotiation."""
+        return self.tls.alpn_negotiated
+
+    @property
+    def valid_until(self) -> dt.datetime | None:
+        """Until when what proved the peer's identity is valid; None if nothing did."""
+        if self.tls.session_resumed and self.config.session_ticket is not None:
+            return self.config.session_ticket.not_valid_after
+        certificate = self.tls._peer_certificate
+        return None if certificate is None else certificate.not_valid_after_utc
+
+    @property
     def wire_version(self) -> int:
         """The version in use, as on the wire; 0 before there is one."""
         return self._version or 0
@@ -343,7 +363,8 @@ class Engine(Sending):
             except Exception as exc:
                 self._events.clear()
                 alert = getattr(exc, "alert", int(AlertDescription.bad_certificate))
-                reason = str(exc)[:_MAX_REASON]
+                self.rejection = exc
+                reason = str(exc).encode()[:_MAX_REASON].decode(errors="ignore")
                 raise QuicConnectionError(
                     QuicErrorCode.CRYPTO_ERROR + alert, frame_type, reason
                 ) from None

@@ -60,9 +60,9 @@ class Receiving(QuicConnection):
         )
         self._windows: dict[int, ReceiveWindow] = {}
         self._resets = ReliableResets()
-        handlers: dict[int, Any] = self.__dict__["_QuicConnection__frame_handlers"]
+        self._frame_handlers: dict[int, Any] = self.__dict__["_QuicConnection__frame_handlers"]
         epochs = frozenset((Epoch.ZERO_RTT, Epoch.ONE_RTT))
-        handlers[RESET_STREAM_AT] = (self._handle_reset_stream_at, epochs)
+        self._frame_handlers[RESET_STREAM_AT] = (self._handle_reset_stream_at, epochs)
         self._now = 0.0
 
     # aioquic's name for what it walks to fill a packet.
@@ -91,6 +91,17 @@ class Receiving(QuicConnection):
                 self._streams.dirty.add(stream_id)
                 announce = True
         return announce
+
+    def discard(self, stream_id: int, count: int) -> bool:
+        """The application does not want ``count`` bytes of a stream that came all the same; as for `consume`.
+
+        They count as consumed on the connection, but the stream gets no further.
+        """
+        window = self._windows.get(stream_id)
+        if window is None:
+            window = self._windows[stream_id] = ReceiveWindow(self.config.stream_window, 0)
+        window.consumed += count
+        return self._window.consume(count, self._now, self._loss._rtt_smoothed)
 
     def settle(self, stream_id: int, final_size: int) -> bool:
         """Nothing of a stream will be consumed any more: give the rest of its bytes back to the connection.
@@ -134,9 +145,7 @@ class Receiving(QuicConnection):
                 )
         self._streams.dirty.discard(stream.stream_id)
 
-    def _on_max_stream_data_delivery(
-        self, delivery: QuicDeliveryState, stream: QuicStream
-    ) -> None:
+    def _on_max_stream_data_delivery(self, delivery: QuicDeliveryState, stream: QuicStream) -> None:
         assert stream.stream_id is not None
         if delivery is not QuicDeliveryState.ACKED and stream.stream_id in self._streams:
             self._streams.dirty.add(stream.stream_id)
@@ -156,9 +165,7 @@ class Receiving(QuicConnection):
             )
         super()._handle_crypto_frame(context, frame_type, buf)
 
-    def _handle_ack_frame(
-        self, context: QuicReceiveContext, frame_type: int, buf: Buffer
-    ) -> None:
+    def _handle_ack_frame(self, context: QuicReceiveContext, frame_type: int, buf: Buffer) -> None:
         start = buf.tell()
         largest = buf.pull_uint_var()
         buf.seek(start)

@@ -6,7 +6,6 @@ from collections.abc import Callable
 from typing import Any, Final
 
 from aioquic.buffer import Buffer, size_uint_var  # type: ignore[attr-defined]
-from aioquic.quic.packet import QuicFrameType
 from aioquic.quic.packet_builder import QuicDeliveryState, QuicPacketBuilder
 from aioquic.quic.recovery import QuicPacketSpace
 from aioquic.quic.stream import QuicStream
@@ -40,11 +39,11 @@ class Sending(Receiving):
 
     # ---- streams
 
-    def can_open(self, *, unidirectional: bool) -> bool:
-        """Whether the peer lets this side open one more stream."""
+    def openable(self, *, unidirectional: bool) -> int:
+        """How many more streams the peer lets this side open."""
         if unidirectional:
-            return self._local_next_stream_id_uni // 4 < self._remote_max_streams_uni
-        return self._local_next_stream_id_bidi // 4 < self._remote_max_streams_bidi
+            return self._remote_max_streams_uni - self._local_next_stream_id_uni // 4
+        return self._remote_max_streams_bidi - self._local_next_stream_id_bidi // 4
 
     def open(self, *, unidirectional: bool) -> int:
         """Open a stream, which the peer learns of with the first bytes; its id."""
@@ -52,7 +51,9 @@ class Sending(Receiving):
         self.send_stream_data(stream_id, b"")
         return stream_id
 
-    def send(self, stream_id: int, data: bytes | bytearray | memoryview, *, fin: bool = False) -> None:
+    def send(
+        self, stream_id: int, data: bytes | bytearray | memoryview, *, fin: bool = False
+    ) -> None:
         """Take bytes, and the end, of a stream that was neither ended nor reset."""
         stream = self._streams.get(stream_id)
         if stream is None or not self.is_sendable(stream_id):
@@ -84,7 +85,9 @@ class Sending(Receiving):
         """Whether something of a stream that was ended or reset has not been acknowledged yet."""
         return bool(self._reliable_resets) or any(
             not stream.sender.is_finished
-            and (stream.sender._buffer_fin is not None or stream.sender._reset_error_code is not None)
+            and (
+                stream.sender._buffer_fin is not None or stream.sender._reset_error_code is not None
+            )
             for stream in self._streams.every()
         )
 
@@ -246,9 +249,9 @@ class Sending(Receiving):
             self._on_partial_delivery(delivery, stream, reset, args[0], args[1])
         else:
             handler(delivery, *args)
-        if delivery is not QuicDeliveryState.ACKED or stream.is_finished:
-            if stream.stream_id in self._streams:
-                self._active.append(stream)
+        unsettled = delivery is not QuicDeliveryState.ACKED or stream.is_finished
+        if unsettled and stream.stream_id in self._streams:
+            self._active.append(stream)
 
     def _on_partial_delivery(
         self,

@@ -1,0 +1,1 @@
+"""QUIC connections, client and server."""

@@ -1,0 +1,136 @@
+"""Unreliable datagrams (RFC 9221) as a Trio channel."""
+
+from __future__ import annotations
+
+from collections import deque
+from typing import TYPE_CHECKING
+
+import trio
+
+from .._errors import ConnectionClosed, DatagramTooLarge
+
+if TYPE_CHECKING:
+    from .driver import Driver
+
+__all__ = ["Datagrams"]
+
+
+class Datagrams(trio.abc.Channel[bytes]):
+    """A connection's datagrams: each arrives whole or not at all, in any order.
+
+    Both ways a bounded number may wait; past it the oldest is dropped and counted in the connection's statistics. So sending
+    never waits for the peer.
+    """
+
+    __slots__ = ("_closed", "_driver", "_received", "_waiting", "dropped")
+
+    def __init__(self, driver: Driver) -> None:
+        self._driver = driver
+        self._received: deque[bytes] = deque()
+        self._waiting: trio.lowlevel.ParkingLot | None = None
+        self._closed = False
+        #: received datagrams that were dropped because too many waited
+        self.dropped: int = 0
+
+    @property
+    def max_size(self) -> int:
+        """The most bytes that a datagram may have now; 0 if the peer takes none.
+
+        It grows as larger packets are found to get through, and falls when they no longer do.
+        """
+        return self._driver.engine.max_datagram
+
+    @property
+    def unread(self) -> int:
+        """How many datagrams wait to be received."""
+        return len(self._received)
+
+    def send_nowait(self, data: bytes | bytearray | memoryview) -> None:
+        """Send a datagram.
+
+        Raises:
+            DatagramTooLarge: it does not fit a packet; nothing was sent.
+            ConnectionClosed: the connection has ended.
+            trio.ClosedResourceError: the channel, or the connection, was closed on this side.
+        """
+        driver = self._driver
+        self._check_open()
+        driver.check_open()
+        max_size = driver.engine.max_datagram
+        if len(data) > max_size:
+            raise DatagramTooLarge(len(data), max_size)
+        driver.engine.queue_datagram(bytes(data))
+        driver.push()
+
+    async def send(self, value: bytes | bytearray | memoryview) -> None:
+        """`send_nowait`, as a checkpoint."""
+        await trio.lowlevel.checkpoint_if_cancelled()
+        self.send_nowait(value)
+        await trio.lowlevel.cancel_shielded_checkpoint()
+
+    def receive_nowait(self) -> bytes:
+        """A datagram that has arrived.
+
+        Raises:
+            trio.WouldBlock: there is none.
+            ConnectionClosed: the connection has ended, and all datagrams were received.
+            trio.ClosedResourceError: the channel, or the connection, was closed on this side.
+        """
+        self._check_open()
+        if self._received:
+            return self._received.popleft()
+        self._driver.check_open()
+        raise trio.WouldBlock
+
+    async def receive(self) -> bytes:
+        """The next datagram. Cancelled, none was received.
+
+        Raises:
+            ConnectionClosed: the connection has ended, and all datagrams were received.
+            trio.ClosedResourceError: the channel, or the connection, was closed on this side.
+        """
+        await trio.lowlevel.checkpoint_if_cancelled()
+        waited = False
+        while True:
+            try:
+                data = self.receive_nowait()
+            except trio.WouldBlock:
+                if self._waiting is None:
+                    self._waiting = trio.lowlevel.ParkingLot()
+                await self._waiting.park()
+                waited = True
+            else:
+                break
+        if not waited:
+            await trio.lowlevel.cancel_shielded_checkpoint()
+        return data
+
+    async def aclose(self) -> None:
+        """Neither send nor receive datagrams any more; those that come are dropped. The connection goes on. A checkpoint."""
+        self._closed = True
+        self._received.clear()
+        self._wake_all()
+        await trio.lowlevel.checkpoint()
+
+    def _check_open(self) -> None:
+        if self._closed:
+            raise trio.ClosedResourceError("the datagrams were closed on this side")
+
+    def arrived(self, data: bytes) -> None:
+        """The driver: a datagram has come."""
+        if self._closed:
+            return
+        if len(self._received) >= self._driver.settings.max_datagram_queue:
+            self._received.popleft()
+            self.dropped += 1
+        self._received.append(data)
+        if self._waiting is not None:
+            self._waiting.unpark()
+
+    def lost(self, end: ConnectionClosed) -> None:
+        """The driver: the connection has ended."""
+        self._wake_all()
+
+    def _wake_all(self) -> None:
+        if self._waiting is not None:
+            self._waiting.unpark_all()

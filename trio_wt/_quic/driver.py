@@ -1,0 +1,491 @@
+"""A QUIC connection: the pure engine between an endpoint's reader and a writer of its own.
+
+General theory of operation:
+
+The endpoint's reader puts in the datagrams that it has read for this connection and calls `process`, once for a whole
+batch. That hands the engine's events to streams and queues, synchronously, wakes who waits, and leaves it to the writer to
+send. Neither ever awaits the application.
+
+The writer is the only one that takes packets out of the engine, so packets leave in the order in which they were built.
+It awaits "something to send" or the engine's timer, which is the deadline of its own scope.
+
+The end: the engine decides it once. `_ended` fixes the error and wakes everybody at that moment, before the last packet is
+out. Leaving the block decides it too, if nobody had: gracefully, once all that was ended is delivered, or at once.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from math import inf
+from typing import TYPE_CHECKING, Any
+
+import trio
+
+from .._errors import (
+    ConnectionClosed,
+    ConnectionClosedError,
+    ConnectionClosedOK,
+    ConnectionLost,
+    TransportClosed,
+)
+from .._protocol.quic import (
+    ConnectionIdIssued,
+    ConnectionIdRetired,
+    Datagram,
+    DatagramFrameReceived,
+    End,
+    EndKind,
+    Engine,
+    HandshakeCompleted,
+    PingAcknowledged,
+    QuicEvent,
+    StopSendingReceived,
+    StreamDataReceived,
+    StreamReset,
+)
+from .._protocol.route import Route
+from .._util import Wakeup
+from .datagrams import Datagrams
+from .incoming import IncomingStreams
+from .settings import QuicSettings
+from .streams import ReceiveStream, SendStream, Stream
+
+if TYPE_CHECKING:
+    from .endpoint import Endpoint
+
+__all__ = ["Driver"]
+
+AnyStream = SendStream | ReceiveStream
+
+# What is sent within this time, in seconds, of what a task sent by itself is left to the writer.
+_BURST_PAUSE = 5e-5
+
+
+class Driver:
+    """What `Connection` puts its public face on.
+
+    Args:
+        engine: the protocol.
+        endpoint: carries its packets.
+        settings: limits and times.
+        client: this side's role.
+
+    Attributes:
+        blocked: streams with a task that waits for room to send.
+        can_migrate: this is a client with an endpoint of its own.
+        cancel_scope: covers the connection's block.
+        end: how the connection ended, as an error; None while it has not.
+        handshake: the peer's handshake completed; None before.
+        last_heard: when a packet came last.
+    """
+
+    def __init__(
+        self, engine: Engine, endpoint: Endpoint, settings: QuicSettings, *, client: bool
+    ) -> None:
+        self.engine: Engine = engine
+        self.endpoint: Endpoint = endpoint
+        self.settings: QuicSettings = settings
+        self.blocked: set[SendStream] = set()
+        self.can_migrate: bool = False
+        self.cancel_scope: trio.CancelScope = trio.CancelScope()
+        self.datagrams: Datagrams = Datagrams(self)
+        self.incoming_streams: IncomingStreams[Stream] = IncomingStreams(self)
+        self.incoming_receive_streams: IncomingStreams[ReceiveStream] = IncomingStreams(self)
+        self.end: ConnectionClosed | None = None
+        self.handshake: HandshakeCompleted | None = None
+        self.last_heard: float = trio.current_time()
+        self._client = client
+        self._streams: dict[int, AnyStream] = {}
+        # The next stream id of each kind that the peer will open: bidirectional and unidirectional.
+        self._next_remote = [1, 3] if client else [0, 2]
+        self._openers = [trio.lowlevel.ParkingLot(), trio.lowlevel.ParkingLot()]
+        self._pings: dict[int, trio.Event] = {}
+        self._ping_count = 0
+        # Something may be there to send; `_idle` is where the writer waits, under `_scope`.
+        self._dirty = False
+        self._idle = Wakeup()
+        self._scope: trio.CancelScope | None = None
+        self._pushed_at = -inf
+        self._outgoing: list[Datagram] = []
+        self._last_sent = self.last_heard
+        # Something changed that a task may wait for: the handshake, deliveries, a path, the end.
+        self._changed = trio.lowlevel.ParkingLot()
+        self._finished = trio.Event()
+
+    # ---- reading
+
+    def feed(self, data: bytes, route: Route, now: float) -> None:
+        """A datagram has come; `process` must follow."""
+        self.last_heard = now
+        self.engine.receive(data, route, now)
+
+    def process(self) -> None:
+        """Hand out what has happened."""
+        engine = self.engine
+        for event in engine.take_events():
+            handle = _HANDLERS.get(type(event))
+            if handle is not None:
+                handle(self, event)
+        if self.end is None:
+            end = engine.end
+            if end is not None:
+                self._ended(end)
+            else:
+                self._unblock_openers()
+        if self._changed:
+            self._changed.unpark_all()
+        self.stir()
+
+    def _on_stream_data(self, event: StreamDataReceived) -> None:
+        stream = self._stream(event.stream_id)
+        if isinstance(stream, ReceiveStream):
+            stream.arrived(event.data, fin=event.end_stream)
+            return
+        # A stream that the application is done with.
+        self.engine.discard(event.stream_id, len(event.data))
+        if event.end_stream:
+            self.settle(event.stream_id)
+
+    def _on_stream_reset(self, event: StreamReset) -> None:
+        stream = self._stream(event.stream_id)
+        if isinstance(stream, ReceiveStream):
+            stream.was_reset(event.error_code)
+        else:
+            self.settle(event.stream_id)
+
+    def _on_stop_sending(self, event: StopSendingReceived) -> None:
+        stream = self._stream(event.stream_id)
+        if isinstance(stream, SendStream):
+            stream.was_stopped(event.error_code)
+
+    def _on_datagram(self, event: DatagramFrameReceived) -> None:
+        self.datagrams.arrived(event.data)
+
+    def _on_handshake(self, event: HandshakeCompleted) -> None:
+        self.handshake = event
+        self.endpoint.established(self)
+
+    def _on_ping(self, event: PingAcknowledged) -> None:
+        answered = self._pings.pop(event.uid, None)
+        if answered is not None:
+            answered.set()
+
+    def _on_id_issued(self, event: ConnectionIdIssued) -> None:
+        self.endpoint.add_id(event.connection_id, self)
+
+    def _on_id_retired(self, event: ConnectionIdRetired) -> None:
+        self.endpoint.remove_id(event.connection_id)
+
+    def _stream(self, stream_id: int) -> AnyStream | None:
+        """The stream, opened by the peer just now perhaps; None if the application is done with it."""
+        stream = self._streams.get(stream_id)
+        if stream is None and (stream_id & 1) == self._client:
+            uni = stream_id >> 1 & 1
+            # All lower-numbered streams of the kind open with it (RFC 9000 section 2.1).
+            for opened in range(self._next_remote[uni], stream_id + 1, 4):
+                self._open_remote(opened, uni)
+            self._next_remote[uni] = max(self._next_remote[uni], stream_id + 4)
+            stream = self._streams.get(stream_id)
+        return stream
+
+    def _open_remote(self, stream_id: int, uni: int) -> None:
+        if uni:
+            receive_stream = self._streams[stream_id] = ReceiveStream(self, stream_id)
+            self.incoming_receive_streams.arrived(receive_stream)
+        else:
+            stream = self._streams[stream_id] = Stream(self, stream_id)
+            self.incoming_streams.arrived(stream)
+
+    # ---- streams
+
+    async def open(self, *, unidirectional: bool) -> int:
+        """Open a stream when the peer lets us, first come, first served; its id. A checkpoint.
+
+        Raises:
+            ConnectionClosed: the connection has ended.
+            trio.ClosedResourceError: it was closed on this side.
+        """
+        await trio.lowlevel.checkpoint_if_cancelled()
+        self.check_open()
+        lot = self._openers[unidirectional]
+        if not lot and self.engine.openable(unidirectional=unidirectional) > 0:
+            return self.engine.open(unidirectional=unidirectional)
+        while True:
+            await lot.park()
+            self.check_open()
+            if self.engine.openable(unidirectional=unidirectional) > 0:
+                return self.engine.open(unidirectional=unidirectional)
+
+    def adopt(self, stream: AnyStream) -> None:
+        """A stream that this side has opened."""
+        self._streams[stream.stream_id] = stream
+        if self.end is not None:
+            stream.lost(self.end)
+
+    def _unblock_openers(self) -> None:
+        for unidirectional, lot in enumerate(self._openers):
+            if lot:
+                count = self.engine.openable(unidirectional=bool(unidirectional))
+                if count > 0:
+                    lot.unpark(count=count)
+
+    def release(self, stream_id: int) -> None:
+        """The application is done with a stream, both ways."""
+        del self._streams[stream_id]
+        if (stream_id & 1) == self._client:
+            self.engine.release(stream_id)
+            self.stir()
+
+    def settle(self, stream_id: int) -> None:
+        """Nothing more of a stream will be received: its part of the connection's window is free again."""
+        if self.engine.settle(stream_id, self.engine.highest_received(stream_id)):
+            self.wake()
+
+    # ---- writing
+
+    def wake(self) -> None:
+        """Something is to be sent: let the writer do it."""
+        self._dirty = True
+        self._idle.wake()
+
+    def stir(self) -> None:
+        """Something may have to be sent, now or when the engine's timer is due."""
+        if self._dirty or self.engine.has_work:
+            self.wake()
+        else:
+            self._arm()
+
+    def push(self) -> None:
+        """Something is to be sent, and the caller waits for an answer perhaps: send it now, if nothing is in the way.
+
+        In a burst only the first goes this way, so that the writer can put the others into as few packets as possible.
+        """
+        now = trio.current_time()
+        if self._outgoing or now - self._pushed_at < _BURST_PAUSE:
+            self.wake()
+            return
+        self._dirty = False
+        try:
+            out = self._flush(now)
+            sent = self.endpoint.send(out) if out else 0
+        except Exception as exc:
+            self.failed(exc)
+            return
+        self._pushed_at = now
+        if sent < len(out):
+            self._outgoing = out[sent:]
+            self._idle.wake()
+        else:
+            self._arm()
+
+    def _flush(self, now: float) -> list[Datagram]:
+        """The packets to send, after which streams may have room again."""
+        engine = self.engine
+        out = engine.flush(now)
+        if out:
+            self._last_sent = now
+        if self.end is None and engine.end is not None:
+            self.process()
+        if self.blocked:
+            for stream in list(self.blocked):
+                stream.room_changed()
+        return out
+
+    def _arm(self) -> None:
+        """See to it that the writer runs when the timer is due; it may run earlier, and find that it is not."""
+        scope = self._scope
+        if scope is not None:
+            due = self._deadline()
+            if due < scope.deadline:
+                scope.deadline = due
+
+    async def _write(self, scope: trio.CancelScope) -> None:
+        """See everything out, until the end of the connection. The scope's deadline is when something is due."""
+        engine = self.engine
+        self._scope = scope
+        while True:
+            now = trio.current_time()
+            if now >= self._deadline():
+                self._due(now)
+            if self._outgoing:
+                await self._send(scope)
+            elif self._dirty:
+                self._dirty = False
+                self._outgoing = self._flush(now)
+            elif engine.is_silent:
+                break
+            else:
+                scope.deadline = self._deadline()
+                await self._idle.park()
+        self._scope = None
+        scope.deadline = inf
+        self._finish()
+
+    async def run_writer(self, scope: trio.CancelScope) -> None:
+        """The writer, as a service. What it raises, which a socket of the application's may make it do, ends the connection."""
+        try:
+            await self._write(scope)
+        except Exception as exc:
+            self.failed(exc)
+
+    async def _send(self, scope: trio.CancelScope) -> None:
+        """Hand the packets on; more are built only when these are gone."""
+        while True:
+            sent = self.endpoint.send(self._outgoing)
+            del self._outgoing[:sent]
+            if not self._outgoing:
+                return
+            scope.deadline = inf
+            await self.endpoint.wait_writable(self._outgoing[0][1])
+
+    def _deadline(self) -> float:
+        timer = self.engine.timer
+        due = inf if timer is None else timer + 1e-6
+        if self.settings.keep_alive is not None and self.end is None:
+            due = min(due, max(self.last_heard, self._last_sent) + self.settings.keep_alive)
+        return due
+
+    def _due(self, now: float) -> None:
+        timer = self.engine.timer
+        if timer is not None and timer <= now:
+            self.engine.fire(now)
+            self.process()
+        else:
+            self._last_sent = now
+            self.engine.send_ping(0)
+        self._dirty = True
+
+    async def ping(self) -> float:
+        """Wait until the peer has acknowledged a packet sent now; how long that took, in seconds.
+
+        Raises:
+            ConnectionClosed: the connection has ended.
+            trio.ClosedResourceError: it was closed on this side.
+        """
+        await trio.lowlevel.checkpoint_if_cancelled()
+        self.check_open()
+        started = trio.current_time()
+        self._ping_count += 1
+        number = self._ping_count
+        answered = self._pings[number] = trio.Event()
+        self.engine.send_ping(number)
+        self.wake()
+        try:
+            await answered.wait()
+        finally:
+            self._pings.pop(number, None)
+        self.check_open()
+        return trio.current_time() - started
+
+    async def wait_changed(self) -> None:
+        """Wait until something happens on the connection. A checkpoint."""
+        await self._changed.park()
+
+    # ---- the end
+
+    def check_open(self) -> None:
+        """Raise the end of the connection, if it has ended."""
+        if self.end is not None:
+            raise self.closed_error() from self.end.__cause__
+
+    def closed_error(self) -> Exception:
+        """The end of the connection as an exception of its own for each who meets it."""
+        end = self.end
+        if end is None or not (end.remote or isinstance(end, TransportClosed)):
+            return trio.ClosedResourceError("the connection was closed on this side")
+        return type(end)(end.code, end.reason, remote=end.remote)
+
+    def shut(self, code: int, reason: str, *, transport: bool = False) -> None:
+        """Decide the end now, if it has not been decided."""
+        if self.end is None:
+            self.engine.shut(code, reason, transport=transport)
+            self.process()
+
+    def _ended(self, end: End) -> None:
+        kind: type[ConnectionClosed]
+        if end.kind is EndKind.LOST:
+            kind = ConnectionLost
+        elif end.kind is EndKind.TRANSPORT and end.code:
+            kind = TransportClosed
+        else:
+            kind = ConnectionClosedError if end.code else ConnectionClosedOK
+        closed = self.end = kind(end.code, end.reason, remote=end.remote)
+        for stream in list(self._streams.values()):
+            stream.lost(closed)
+        for part in (self.datagrams, self.incoming_streams, self.incoming_receive_streams):
+            part.lost(closed)
+        for lot in self._openers:
+            lot.unpark_all()
+        for answered in self._pings.values():
+            answered.set()
+        self._changed.unpark_all()
+        if self.settings.cancel_on_close and end.remote:
+            self.cancel_scope.cancel()
+
+    async def drain(self) -> None:
+        """Wait until all that was ended or reset is delivered, or the connection has ended. A checkpoint."""
+        await trio.lowlevel.checkpoint()
+        while self.end is None and self.engine.undelivered:
+            await self._changed.park()
+
+    async def wait_finished(self) -> None:
+        """Wait until the writer has seen the last packet out."""
+        await self._finished.wait()
+
+    async def goodbye(self, exc: BaseException | None) -> None:
+        """At the end of the block; bounded by the close timeout."""
+        if exc is None:
+            with trio.move_on_after(self.settings.close_timeout):
+                await self.drain()
+            self.shut(0, "")
+        elif isinstance(exc, trio.Cancelled):
+            self.shut(self.settings.cancelled_code, "")
+        else:
+            self.shut(self.settings.failed_code, "")
+        with trio.move_on_after(self.settings.close_timeout):
+            await self.wait_finished()
+
+    def failed(self, exc: Exception) -> None:
+        """The endpoint can carry nothing more."""
+        self.engine.lose(f"the socket failed: {exc}")
+        if self.end is None:
+            self.process()
+            if self.end is not None:
+                self.end.__cause__ = exc
+        self._finish()
+
+    def _finish(self) -> None:
+        if not self._finished.is_set():
+            self._finished.set()
+            self.endpoint.retire(self)
+            self.engine.finish()
+
+    # ---- figures
+
+    @property
+    def has_arrivals(self) -> bool:
+        """Whether the peer has sent something for the application."""
+        return bool(self._streams or self.datagrams.unread)
+
+    @property
+    def stream_figures(self) -> tuple[int, int]:
+        """Bytes that were not received by the application, and bytes that were not sent."""
+        unread = unsent = 0
+        for stream_id, stream in self._streams.items():
+            if isinstance(stream, ReceiveStream):
+                unread += stream.buffered
+            if isinstance(stream, SendStream):
+                unsent += self.engine.unsent(stream_id)
+        return unread, unsent
+
+
+_HANDLERS: dict[type[QuicEvent], Callable[[Driver, Any], None]] = {
+    StreamDataReceived: Driver._on_stream_data,
+    StreamReset: Driver._on_stream_reset,
+    StopSendingReceived: Driver._on_stop_sending,
+    DatagramFrameReceived: Driver._on_datagram,
+    HandshakeCompleted: Driver._on_handshake,
+    PingAcknowledged: Driver._on_ping,
+    ConnectionIdIssued: Driver._on_id_issued,
+    ConnectionIdRetired: Driver._on_id_retired,
+}

@@ -1,0 +1,106 @@
+"""The streams that a peer opens, as a Trio channel."""
+
+from __future__ import annotations
+
+from collections import deque
+from typing import TYPE_CHECKING, Generic, TypeVar
+
+import trio
+
+from .._errors import ConnectionClosed
+from .streams import ReceiveStream, Stream
+
+if TYPE_CHECKING:
+    from .driver import Driver
+
+__all__ = ["IncomingStreams"]
+
+StreamT = TypeVar("StreamT", Stream, ReceiveStream)
+
+
+class IncomingStreams(trio.abc.ReceiveChannel[StreamT], Generic[StreamT]):
+    """Streams in the order in which the peer has opened them.
+
+    Those that wait here count towards ``max_streams`` or ``max_receive_streams``, and hold no more data than their windows.
+    Several tasks may receive.
+    """
+
+    __slots__ = ("_closed", "_driver", "_streams", "_waiting")
+
+    def __init__(self, driver: Driver) -> None:
+        self._driver = driver
+        self._streams: deque[StreamT] = deque()
+        self._waiting: trio.lowlevel.ParkingLot | None = None
+        self._closed = False
+
+    def __len__(self) -> int:
+        return len(self._streams)
+
+    def receive_nowait(self) -> StreamT:
+        """A stream that was opened.
+
+        Raises:
+            trio.WouldBlock: there is none.
+            ConnectionClosed: the connection has ended, and all streams were taken.
+            trio.ClosedResourceError: the channel, or the connection, was closed on this side.
+        """
+        if self._closed:
+            raise trio.ClosedResourceError("no more streams are taken on this side")
+        if self._streams:
+            return self._streams.popleft()
+        self._driver.check_open()
+        raise trio.WouldBlock
+
+    async def receive(self) -> StreamT:
+        """The next stream. Cancelled, none was taken.
+
+        Raises:
+            ConnectionClosed: the connection has ended, and all streams were taken.
+            trio.ClosedResourceError: the channel, or the connection, was closed on this side.
+        """
+        await trio.lowlevel.checkpoint_if_cancelled()
+        waited = False
+        while True:
+            try:
+                stream = self.receive_nowait()
+            except trio.WouldBlock:
+                if self._waiting is None:
+                    self._waiting = trio.lowlevel.ParkingLot()
+                await self._waiting.park()
+                waited = True
+            else:
+                break
+        if not waited:
+            await trio.lowlevel.cancel_shielded_checkpoint()
+        return stream
+
+    async def aclose(self) -> None:
+        """Take no more streams: those that wait, and those that come, are refused with the ``cancelled_code``. A checkpoint."""
+        self._closed = True
+        while self._streams:
+            self._refuse(self._streams.popleft())
+        self._wake_all()
+        await trio.lowlevel.checkpoint()
+
+    def _refuse(self, stream: StreamT) -> None:
+        code = self._driver.settings.cancelled_code
+        if isinstance(stream, Stream):
+            stream.reset(code)
+        stream.stop(code)
+
+    def arrived(self, stream: StreamT) -> None:
+        """The driver: the peer has opened a stream."""
+        if self._closed:
+            self._refuse(stream)
+            return
+        self._streams.append(stream)
+        if self._waiting is not None:
+            self._waiting.unpark()
+
+    def lost(self, end: ConnectionClosed) -> None:
+        """The driver: the connection has ended."""
+        self._wake_all()
+
+    def _wake_all(self) -> None:
+        if self._waiting is not None:
+            self._waiting.unpark_all()

@@ -1,0 +1,70 @@
+"""Moving a client's connection to another socket (RFC 9000 section 9)."""
+
+from __future__ import annotations
+
+import trio
+
+from .._protocol.route import Route
+from .._transport.services import Services
+from .._transport.udp import DatagramSocket, open_udp_socket
+from .driver import Driver
+
+__all__ = ["migrate"]
+
+
+async def migrate(
+    driver: Driver,
+    services: Services,
+    local_address: tuple[str, int] | None,
+    socket: DatagramSocket | None,
+    patience: float,
+) -> None:
+    """Try the way through a new socket, and move there; `Connection.migrate` says the rest."""
+    await trio.lowlevel.checkpoint()
+    driver.check_open()
+    engine, endpoint = driver.engine, driver.endpoint
+    if not driver.can_migrate:
+        raise RuntimeError(
+            "only a client's connection with an endpoint of its own can migrate (RFC 9000 section 9)"
+        )
+    old = engine.route
+    assert old is not None
+    if socket is None:
+        host, port = local_address or (None, 0)
+        family = endpoint.sockets[old.local].family
+        socket = await open_udp_socket(host, port, family=family)
+    local = endpoint.add_socket(socket)
+    route = Route(old.remote, local)
+    moved = False
+    try:
+
+        async def read(_: trio.CancelScope) -> None:
+            await endpoint.read(local)
+
+        services.start_soon(read, name="trio_wt QUIC reader")
+        with trio.move_on_after(patience):
+            await _try_path(driver, route)
+            moved = True
+    finally:
+        if moved:
+            endpoint.close_socket(old.local)
+        else:
+            engine.abandon_path(route)
+            endpoint.close_socket(local)
+    if not moved:
+        raise OSError(f"the peer did not answer over {socket.local_address} within {patience} s")
+
+
+async def _try_path(driver: Driver, route: Route) -> None:
+    """Ask for an answer over a route until the connection has moved there."""
+    engine = driver.engine
+    pause = engine.probe_timeout
+    while engine.route != route:
+        if not engine.probe_path(route):
+            raise RuntimeError("the peer has given out no connection id to migrate with")
+        driver.wake()
+        with trio.move_on_after(pause):
+            while engine.route != route:
+                driver.check_open()
+                await driver.wait_changed()
+        pause *= 2
