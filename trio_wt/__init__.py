@@ -28,11 +28,13 @@ from ._quic.client import QuicEndpoint, open_quic, open_quic_endpoint
 from ._quic.connection import Connection
 from ._quic.datagrams import Datagrams
 from ._quic.incoming import IncomingStreams
+from ._quic.receive_stream import ReceiveStream
+from ._quic.send_stream import SendStream
 from ._quic.server import serve_quic
 from ._quic.sessions import SessionStore
 from ._quic.settings import QuicSettings
 from ._quic.statistics import QuicStatistics
-from ._quic.streams import ReceiveStream, SendStream, Stream
+from ._quic.streams import Stream
 from ._quic.tls import Certificate, ClientTLS, ServerTLS
 from ._quic.verification import CertificateRejected
 from ._transport.udp import DatagramSocket, UdpSocket

@@ -1,65 +1,341 @@
-"""stub"""
+"""Where each datagram goes that comes to an endpoint, and what is answered to those that go nowhere.
+
+A connection is found by the connection id that the peer was given (RFC 9000 section 5.2). What remains may be a client's first
+packet, a packet of a connection that has ended, or junk; nothing of it may cost much, or make this side send more than it got.
+"""
 
 from __future__ import annotations
 
+import hashlib
+import hmac
 import os
+from collections import OrderedDict
+from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
-from typing import Generic, TypeVar
+from typing import Final, Generic, Literal, TypeVar
 
-from aioquic.buffer import Buffer
-from aioquic.quic.packet import QuicPacketType, pull_quic_header
+from aioquic.buffer import Buffer  # type: ignore[attr-defined]
+from aioquic.quic.crypto import CryptoPair
+from aioquic.quic.packet import (
+    QuicErrorCode,
+    QuicFrameType,
+    QuicHeader,
+    QuicPacketType,
+    encode_quic_retry,
+    encode_quic_version_negotiation,
+    pull_quic_header,
+)
+from aioquic.quic.packet_builder import QuicPacketBuilder
+from aioquic.quic.retry import QuicRetryTokenHandler
 
-T = TypeVar("T")
+from .path_mtu import BASE_SIZE
+from .route import Route
+
+__all__ = ["CID_LENGTH", "Accept", "PacketRouter", "Reply", "ResetKey"]
+
+ConnectionT = TypeVar("ConnectionT", bound=Hashable)
+
+#: The length of the connection ids that we issue, in bytes.
+CID_LENGTH: Final = 8
+
+_LONG: Final = 0x80
+_FIXED: Final = 0x40
+_TOKEN_LENGTH: Final = 16
+# RFC 9000 section 10.3: a reset is shorter than what it answers, by one byte at least, and long enough to be one.
+_MIN_RESET: Final = 21
+_MAX_RESET: Final = 42
+# Unasked answers a second of this router, in all; a burst may use up one second's.
+_REPLY_RATE: Final = 1000.0
+_MAX_CLOSING: Final = 4096
+# Handshakes under way, as a multiple of the number from which on clients must prove their address, past which no more begin.
+_MAX_HALF_OPEN_FACTOR: Final = 16
+_CLOSE_CAPACITY: Final = 32
 
 
 class ResetKey:
-    def __init__(self, key=None):
-        pass
+    """Gives connection ids their stateless reset tokens (RFC 9000 section 10.3.2).
 
-    def token(self, cid):
-        return os.urandom(16)
+    Args:
+        key: a secret; with the same one, a server that has lost its state can still reset its old connections. None for a
+            new one.
+    """
+
+    def __init__(self, key: bytes | None = None) -> None:
+        self._key = os.urandom(32) if key is None else key
+
+    def token(self, cid: bytes) -> bytes:
+        """The token of a connection id."""
+        return hmac.digest(self._key, cid, hashlib.sha256)[:_TOKEN_LENGTH]
 
 
-@dataclass
+@dataclass(frozen=True, slots=True)
 class Accept:
+    """A client's first packet: make a connection, and feed it the datagram.
+
+    Attributes:
+        original_destination_cid: the id that the client chose first.
+        retry_source_cid: the id given in a Retry packet, if one was sent.
+        destination_cid: the id that the client uses now; the connection is reached by it too.
+        version: the version of QUIC, as on the wire.
+    """
+
     original_destination_cid: bytes
     retry_source_cid: bytes | None
     destination_cid: bytes
     version: int
 
 
-@dataclass
+@dataclass(frozen=True, slots=True)
 class Reply:
+    """Something to send back.
+
+    Attributes:
+        data: the datagram.
+    """
+
     data: bytes
 
 
-class PacketRouter(Generic[T]):
-    def __init__(self, *, server, versions=(), reset_key=None, retry="never", max_half_open=64):
-        self.t = {}
-        self.server = server
-        self.reset_key = reset_key
+@dataclass(slots=True)
+class _Closing:
+    """What is left of a connection: how to answer its late packets."""
 
-    def add(self, cid, c):
-        self.t[cid] = c
+    data: bytes
+    until: float
+    packets: int = 0
 
-    def remove(self, cid):
-        self.t.pop(cid, None)
 
-    def established(self, c):
-        pass
+class PacketRouter(Generic[ConnectionT]):
+    """The table of connections, and the answers to strangers.
 
-    def retire(self, c, datagrams, until):
-        for k in [k for k, v in self.t.items() if v is c]:
-            del self.t[k]
+    Args:
+        server: whether to accept connections, and to answer strangers at all.
+        versions: the wire versions to accept.
+        reset_key: gives the tokens of stateless resets.
+        retry: when clients must prove their address (RFC 9000 section 8.1.2).
+        max_half_open: how many handshakes may be under way before they must, if that is "under-load".
 
-    def route(self, data, route, now):
-        if data[0] & 0x80 == 0:
-            return self.t.get(data[1:9])
+    Attributes:
+        reset_key: see there.
+    """
+
+    def __init__(
+        self,
+        *,
+        server: bool,
+        versions: Sequence[int] = (),
+        reset_key: ResetKey | None = None,
+        retry: Literal["under-load", "always", "never"] = "never",
+        max_half_open: int = 64,
+    ) -> None:
+        self.reset_key: ResetKey = reset_key or ResetKey()
+        self._server = server
+        self._versions = list(versions)
+        self._retry = retry
+        self._max_half_open = max_half_open
+        self._connections: dict[bytes, ConnectionT] = {}
+        self._ids: dict[ConnectionT, set[bytes]] = {}
+        self._half_open: set[ConnectionT] = set()
+        self._closing: OrderedDict[bytes, _Closing] = OrderedDict()
+        self._tokens = QuicRetryTokenHandler()
+        self._allowance = _REPLY_RATE
+        self._allowance_at = 0.0
+
+    # ---- the table
+
+    @property
+    def half_open(self) -> int:
+        """Connections whose handshake is under way."""
+        return len(self._half_open)
+
+    def add(self, cid: bytes, connection: ConnectionT) -> None:
+        """A connection is reached by an id; its first one begins its handshake."""
+        known = self._ids.get(connection)
+        if known is None:
+            known = self._ids[connection] = set()
+            self._half_open.add(connection)
+        known.add(cid)
+        self._connections[cid] = connection
+
+    def remove(self, cid: bytes) -> None:
+        """An id is not used any more."""
+        connection = self._connections.pop(cid, None)
+        if connection is not None:
+            self._ids[connection].discard(cid)
+
+    def established(self, connection: ConnectionT) -> None:
+        """A connection's handshake is complete."""
+        self._half_open.discard(connection)
+
+    def retire(self, connection: ConnectionT, datagrams: Sequence[bytes], until: float) -> None:
+        """A connection has ended: until that time, late packets get back what it said last, now and then.
+
+        Args:
+            connection: the connection.
+            datagrams: its CONNECTION_CLOSE, none if it is to be silent.
+            until: when its ids are forgotten.
+        """
+        self._half_open.discard(connection)
+        for cid in self._ids.pop(connection, ()):
+            del self._connections[cid]
+            if self._server:
+                # Even one that has nothing to say is no stranger, and is not reset.
+                self._closing[cid] = _Closing(datagrams[-1] if datagrams else b"", until)
+        while len(self._closing) > _MAX_CLOSING:
+            self._closing.popitem(last=False)
+
+    # ---- datagrams
+
+    def route(self, data: bytes, route: Route, now: float) -> ConnectionT | Accept | Reply | None:
+        """Where a datagram goes. Never raises.
+
+        Args:
+            data: the datagram.
+            route: where it came from.
+            now: the time, in seconds.
+
+        Returns:
+            the connection to feed it; or what to do else; or None for nothing.
+        """
+        if not data:
+            return None
+        if data[0] & _LONG:
+            return self._route_long(data, route, now)
+        if not data[0] & _FIXED:
+            return None
+        cid = data[1 : 1 + CID_LENGTH]
+        connection = self._connections.get(cid)
+        if connection is not None or not self._server:
+            return connection
+        if cid in self._closing:
+            return self._answer_late(cid, now)
+        return self._reset(cid, len(data), now)
+
+    def _route_long(
+        self, data: bytes, route: Route, now: float
+    ) -> ConnectionT | Accept | Reply | None:
         try:
-            h = pull_quic_header(Buffer(data=data), 8)
+            header = pull_quic_header(Buffer(data=data), host_cid_length=CID_LENGTH)
         except ValueError:
             return None
-        c = self.t.get(h.destination_cid)
-        if c is None and self.server and h.packet_type == QuicPacketType.INITIAL:
-            return Accept(h.destination_cid, None, h.destination_cid, h.version)
-        return c
+        connection = self._connections.get(header.destination_cid)
+        if connection is not None:
+            return connection
+        # A server's first packet to a client, and what a client sends to a server, come in such datagrams.
+        if not self._server or len(data) < BASE_SIZE:
+            return None
+        if header.packet_type is QuicPacketType.VERSION_NEGOTIATION or header.version is None:
+            return None
+        if header.version not in self._versions:
+            return self._negotiate_version(header, now)
+        if header.destination_cid in self._closing:
+            return self._answer_late(header.destination_cid, now)
+        if (
+            header.packet_type is not QuicPacketType.INITIAL
+            or len(header.destination_cid) < CID_LENGTH
+        ):
+            return None  # RFC 9000 section 7.2: a client's first choice has eight bytes at least
+        return self._meet(header, route, now)
+
+    def _meet(self, header: QuicHeader, route: Route, now: float) -> Accept | Reply | None:
+        """A client's first packet (RFC 9000 section 8.1)."""
+        assert header.version is not None
+        cid = header.destination_cid
+        if len(self._half_open) >= self._max_half_open * _MAX_HALF_OPEN_FACTOR:
+            return None
+        if header.token:
+            try:
+                original = self._tokens.validate_token(
+                    address=route.remote, destination_cid=cid, token=header.token, now=now
+                )
+            except Exception:  # a peer's bytes
+                return self._may_reply(now, _refuse_token(header))
+            return Accept(original, cid, cid, header.version)
+        if self._retry == "always" or (
+            self._retry == "under-load" and len(self._half_open) >= self._max_half_open
+        ):
+            return self._send_retry(header, route, now)
+        return Accept(cid, None, cid, header.version)
+
+    # ---- answers
+
+    def _may_reply(self, now: float, data: bytes) -> Reply | None:
+        """An answer, unless there were too many."""
+        self._allowance = min(
+            _REPLY_RATE, self._allowance + (now - self._allowance_at) * _REPLY_RATE
+        )
+        self._allowance_at = now
+        if self._allowance < 1:
+            return None
+        self._allowance -= 1
+        return Reply(data)
+
+    def _negotiate_version(self, header: QuicHeader, now: float) -> Reply | None:
+        """RFC 9000 section 6.1."""
+        return self._may_reply(
+            now,
+            encode_quic_version_negotiation(
+                source_cid=header.destination_cid,
+                destination_cid=header.source_cid,
+                supported_versions=self._versions,
+            ),
+        )
+
+    def _send_retry(self, header: QuicHeader, route: Route, now: float) -> Reply:
+        """RFC 9000 section 8.1.2. Not limited: it is what keeps honest clients coming in, and smaller than their packet."""
+        assert header.version is not None
+        source_cid = os.urandom(CID_LENGTH)
+        token = self._tokens.create_token(
+            address=route.remote,
+            original_destination_connection_id=header.destination_cid,
+            retry_source_connection_id=source_cid,
+            now=now,
+        )
+        return Reply(
+            encode_quic_retry(
+                version=header.version,
+                source_cid=source_cid,
+                destination_cid=header.source_cid,
+                original_destination_cid=header.destination_cid,
+                retry_token=token,
+            )
+        )
+
+    def _reset(self, cid: bytes, size: int, now: float) -> Reply | None:
+        """A stateless reset for a packet of a connection that nobody knows (RFC 9000 section 10.3)."""
+        length = min(size - 1, _MAX_RESET)
+        if length < _MIN_RESET or len(cid) < CID_LENGTH:
+            return None
+        noise = bytearray(os.urandom(length - _TOKEN_LENGTH))
+        noise[0] = _FIXED | noise[0] & 0x3F
+        return self._may_reply(now, bytes(noise) + self.reset_key.token(cid))
+
+    def _answer_late(self, cid: bytes, now: float) -> Reply | None:
+        """What a connection said last, to the first packet that comes after its end, the second, the fourth, the eighth..."""
+        closing = self._closing[cid]
+        if now > closing.until:
+            del self._closing[cid]
+            return None
+        closing.packets += 1
+        rarely = closing.packets & (closing.packets - 1) == 0
+        return self._may_reply(now, closing.data) if closing.data and rarely else None
+
+
+def _refuse_token(header: QuicHeader) -> bytes:
+    """An Initial packet that closes with INVALID_TOKEN (RFC 9000 section 8.1.3)."""
+    assert header.version is not None
+    crypto = CryptoPair()
+    crypto.setup_initial(cid=header.destination_cid, is_client=False, version=header.version)
+    builder = QuicPacketBuilder(
+        host_cid=header.destination_cid,
+        is_client=False,
+        max_datagram_size=BASE_SIZE,
+        peer_cid=header.source_cid,
+        version=header.version,
+    )
+    builder.start_packet(QuicPacketType.INITIAL, crypto)
+    buf = builder.start_frame(QuicFrameType.TRANSPORT_CLOSE, capacity=_CLOSE_CAPACITY)
+    for value in (QuicErrorCode.INVALID_TOKEN, QuicFrameType.PADDING, 0):
+        buf.push_uint_var(value)
+    datagrams, _ = builder.flush()
+    return datagrams[0]

@@ -21,7 +21,7 @@ from .endpoint import Endpoint
 from .sessions import SessionKey, SessionStore
 from .settings import QuicSettings, QuicSettingsKwargs
 from .tls import ClientTLS
-from .verification import Verifier, no_certificate
+from .verification import CertificateRejected, Verifier, no_certificate
 
 __all__ = ["QuicEndpoint", "open_quic", "open_quic_endpoint"]
 
@@ -176,8 +176,8 @@ async def open_quic(
         the connection.
 
     Raises:
-        HandshakeFailed: the server did not answer in time, or its certificate was not accepted, or it offers none of the
-            protocols.
+        CertificateRejected: the server's certificate was not accepted.
+        HandshakeFailed: the server did not answer in time, or it offers none of the protocols.
         OSError: the host was not found, or the local address cannot be bound.
         ValueError: a setting is out of its range.
 
@@ -254,6 +254,9 @@ class _Race:
             else:
                 await self._run_all(services, local_address)
         if self._winner is None:
+            for attempt in self._attempts:
+                if isinstance(attempt.engine.rejection, CertificateRejected):
+                    raise attempt.engine.rejection
             reasons = "; ".join(dict.fromkeys(self._failures))
             if patience.cancelled_caught:
                 reasons = f"no answer within {handshake_timeout:g} s" + (reasons and f"; {reasons}")

@@ -17,8 +17,10 @@ from .datagrams import Datagrams
 from .driver import Driver
 from .incoming import IncomingStreams
 from .migration import migrate
+from .receive_stream import ReceiveStream
+from .send_stream import SendStream
 from .statistics import QuicStatistics
-from .streams import ReceiveStream, SendStream, Stream
+from .streams import Stream
 
 __all__ = ["Connection"]
 
@@ -234,7 +236,7 @@ class Connection:
 
         Raises:
             OSError: the address cannot be bound, or the peer does not answer there.
-            RuntimeError: this is a server's side, the connection shares its endpoint, or the peer does not support migration.
+            RuntimeError: this is a server's side, or the connection shares its endpoint.
             ConnectionClosed: the connection has ended.
         """
         await migrate(self._driver, self._services, local_address, socket, timeout)

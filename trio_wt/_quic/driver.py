@@ -47,8 +47,10 @@ from .._protocol.route import Route
 from .._util import Wakeup
 from .datagrams import Datagrams
 from .incoming import IncomingStreams
+from .receive_stream import ReceiveStream
+from .send_stream import SendStream
 from .settings import QuicSettings
-from .streams import ReceiveStream, SendStream, Stream
+from .streams import Stream
 
 if TYPE_CHECKING:
     from .endpoint import Endpoint
@@ -59,6 +61,7 @@ AnyStream = SendStream | ReceiveStream
 
 # What is sent within this time, in seconds, of what a task sent by itself is left to the writer.
 _BURST_PAUSE = 5e-5
+_ACK_DELAY = 1e-3
 
 
 class Driver:
@@ -294,7 +297,8 @@ class Driver:
     def _arm(self) -> None:
         """See to it that the writer runs when the timer is due; it may run earlier, and find that it is not."""
         scope = self._scope
-        if scope is not None:
+        # An acknowledgement is put off for a millisecond, and nothing else that is new is due earlier.
+        if scope is not None and scope.deadline > trio.current_time() + _ACK_DELAY:
             due = self._deadline()
             if due < scope.deadline:
                 scope.deadline = due

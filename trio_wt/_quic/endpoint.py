@@ -64,9 +64,9 @@ class Endpoint:
 
     async def read(self, local: int) -> None:
         """Read one socket until it is closed."""
-        socket = self.sockets[local]
+        socket = self.sockets.get(local)
         try:
-            while True:
+            while socket is not None:
                 batch = socket.receive()
                 if not batch:
                     await socket.wait_readable()

@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Generic, TypeVar
 import trio
 
 from .._errors import ConnectionClosed
-from .streams import ReceiveStream, Stream
+from .receive_stream import ReceiveStream
+from .streams import Stream
 
 if TYPE_CHECKING:
     from .driver import Driver

@@ -36,12 +36,12 @@ async def migrate(
     local = endpoint.add_socket(socket)
     route = Route(old.remote, local)
     moved = False
+
+    async def read(_: trio.CancelScope) -> None:
+        await endpoint.read(local)
+
+    services.start_soon(read, name="trio_wt QUIC reader")
     try:
-
-        async def read(_: trio.CancelScope) -> None:
-            await endpoint.read(local)
-
-        services.start_soon(read, name="trio_wt QUIC reader")
         with trio.move_on_after(patience):
             await _try_path(driver, route)
             moved = True
@@ -52,7 +52,10 @@ async def migrate(
             engine.abandon_path(route)
             endpoint.close_socket(local)
     if not moved:
-        raise OSError(f"the peer did not answer over {socket.local_address} within {patience} s")
+        raise OSError(
+            f"the peer has not answered over {socket.local_address} within {patience:g} s, "
+            "or gives out no connection ids to migrate with"
+        )
 
 
 async def _try_path(driver: Driver, route: Route) -> None:
@@ -60,9 +63,9 @@ async def _try_path(driver: Driver, route: Route) -> None:
     engine = driver.engine
     pause = engine.probe_timeout
     while engine.route != route:
-        if not engine.probe_path(route):
-            raise RuntimeError("the peer has given out no connection id to migrate with")
-        driver.wake()
+        # Without a spare connection id there is no asking; the peer gives them out after the handshake.
+        if engine.probe_path(route):
+            driver.wake()
         with trio.move_on_after(pause):
             while engine.route != route:
                 driver.check_open()

@@ -12,6 +12,7 @@ from aioquic.quic.packet import QuicProtocolVersion
 from aioquic.tls import CipherSuite, SessionTicket
 from cryptography import x509
 
+from ..packet_router import CID_LENGTH
 from ..path_mtu import BASE_SIZE
 from .qlog import BoundedFileLogger
 
@@ -25,8 +26,6 @@ __all__ = [
     "VerifyCertificate",
 ]
 
-#: The length of the connection ids that we issue, in bytes.
-CID_LENGTH = 8
 #: What we advertise to accept in a DATAGRAM frame (RFC 9221 section 3 recommends it).
 MAX_DATAGRAM_FRAME = 65535
 

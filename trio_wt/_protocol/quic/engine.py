@@ -156,8 +156,10 @@ class Engine(Established):
         if not self._network_paths or self._state in _END_STATES:
             return []
         try:
-            short = self._send_short(now)
-            out: list[Datagram] = self.datagrams_to_send(now) if short is None else short
+            out: list[Datagram] | None = self._send_short(now)
+            if out is None:
+                out = self.datagrams_to_send(now)
+                self._sent_long_way()
             if self._handshake_confirmed and self._close_event is None:
                 self._maintain(now, out)
         except Exception:

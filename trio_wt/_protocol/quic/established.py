@@ -14,14 +14,21 @@ from aioquic.quic.connection import (
     Limit,
     NetworkAddress,
     QuicConnectionError,
+    QuicConnectionId,
     QuicConnectionState,
     QuicNetworkPath,
     QuicReceiveContext,
 )
 from aioquic.quic.crypto import CryptoError, CryptoPair  # type: ignore[attr-defined]
 from aioquic.quic.events import StreamDataReceived
-from aioquic.quic.packet import QuicErrorCode, QuicFrameType, QuicPacketType, push_ack_frame
-from aioquic.quic.packet_builder import QuicSentPacket
+from aioquic.quic.packet import (
+    QuicErrorCode,
+    QuicFrameType,
+    QuicPacketType,
+    decode_packet_number,
+    push_ack_frame,
+)
+from aioquic.quic.packet_builder import QuicDeliveryState, QuicSentPacket
 from aioquic.quic.recovery import MAX_ACK_RANGES, QuicPacketSpace
 from aioquic.quic.stream import QuicStream, StreamFinishedError
 from aioquic.tls import Epoch
@@ -41,6 +48,8 @@ _PACKET_NUMBER: Final = 2
 _TAG: Final = 16
 # Header protection samples four bytes after the beginning of the packet number (RFC 9001 section 5.4.2).
 _MIN_PAYLOAD: Final = 2
+_SAMPLE: Final = 16
+_SHORT_MASK: Final = 0x1F
 
 _ACK_OF_ACK: Final = 8  # aioquic asks for an acknowledgement of acknowledgements so often
 
@@ -67,6 +76,21 @@ class Established(Sending):
         super().__init__(config, **kwargs)
         # Set once the handshake is confirmed; None sends everything along aioquic's way.
         self._road: _Road | None = None
+        self._ids_unsent = False
+
+    def _replenish_connection_ids(self) -> None:
+        super()._replenish_connection_ids()
+        self._ids_unsent = True
+
+    def _on_new_connection_id_delivery(
+        self, delivery: QuicDeliveryState, connection_id: QuicConnectionId
+    ) -> None:
+        super()._on_new_connection_id_delivery(delivery, connection_id)
+        self._ids_unsent = self._ids_unsent or not connection_id.was_sent
+
+    def _sent_long_way(self) -> None:
+        """Called after packets were built in aioquic's way."""
+        self._ids_unsent = not all(connection_id.was_sent for connection_id in self._host_cids)
 
     def _find_road(self) -> None:
         """See whether the straight road may be taken from now on; called after each packet that went the other way."""
@@ -101,14 +125,11 @@ class Established(Sending):
             return False
         space = road.space
         try:
-            header, payload, number = road.crypto.decrypt_packet(
-                data, 1 + CID_LENGTH, space.expected_packet_number
-            )
+            first, payload, number = _unprotect(road.crypto, data, space.expected_packet_number)
         except CryptoError:
             return True  # not for us, or damaged: dropped (RFC 9001 section 5.5)
         if number in space.received_packets:
             return True
-        first = header[0]
         if first & _RESERVED:
             self.close(
                 QuicErrorCode.PROTOCOL_VIOLATION,
@@ -225,13 +246,9 @@ class Established(Sending):
             or road.path.remote_challenges
             or not road.crypto_stream.sender.buffer_is_empty
             or self._local_max_data.value != self._local_max_data.sent
+            or self._ids_unsent
             or _is_due(self._local_max_streams_bidi)
             or _is_due(self._local_max_streams_uni)
-            or False in [connection_id.was_sent for connection_id in self._host_cids]
-            or any(
-                stream.is_blocked or stream.receiver.stop_pending or stream.sender.reset_pending
-                for stream in self._active
-            )
         )
 
     @property
@@ -258,9 +275,9 @@ class Established(Sending):
             at = loss._time_of_last_sent_ack_eliciting_packet + timeout
         self._loss_at = at
         timer = self._close_at
-        for at in (at, space.ack_at, self._pacing_at):
-            if at is not None and at < timer:
-                timer = at
+        for other in (at, space.ack_at, self._pacing_at):
+            if other is not None and other < timer:
+                timer = other
         return timer
 
     def _send_short(self, now: float) -> list[tuple[bytes, NetworkAddress]] | None:
@@ -268,6 +285,9 @@ class Established(Sending):
         road = self._road
         if road is None or not self._is_ordinary(road):
             return None
+        for stream in self._active:
+            if stream.is_blocked or stream.receiver.stop_pending or stream.sender.reset_pending:
+                return None
         self._pacing_at = None
         loss, space, size = self._loss, road.space, self._max_datagram_size
         header_size = 1 + len(self._peer_cid.cid) + _PACKET_NUMBER
@@ -393,12 +413,50 @@ class Established(Sending):
             buf.push_bytes(bytes(missing))
             packet.in_flight = True
         number = packet.packet_number
+        truncated, cid = number & 0xFFFF, self._peer_cid.cid
         first = _SHORT | self._spin_bit << 5 | crypto.key_phase << 2 | _PACKET_NUMBER - 1
-        header = bytes((first,)) + self._peer_cid.cid + (number & 0xFFFF).to_bytes(2)
-        data = crypto.encrypt_packet(header, buf.data_slice(header_size, buf.tell()), number)
+        header = bytes((first,)) + cid + truncated.to_bytes(2)
+        payload = buf.data_slice(header_size, buf.tell())
+        if crypto._update_key_requested:
+            data = crypto.encrypt_packet(header, payload, number)
+        else:
+            # What aioquic's encrypt_packet does, a byte at a time.
+            send = crypto.send
+            assert send.aead is not None
+            assert send.hp is not None
+            protected = send.aead.encrypt(payload, header, number)
+            mask = send.hp._mask(protected[_MIN_PAYLOAD : _MIN_PAYLOAD + _SAMPLE])
+            masked = truncated ^ (mask[1] << 8 | mask[2])
+            data = bytes((first ^ mask[0] & _SHORT_MASK,)) + cid + masked.to_bytes(2) + protected
         packet.sent_bytes = len(data)
         self._packet_number += 1
         return data
+
+
+def _unprotect(crypto: CryptoPair, data: bytes, expected: int) -> tuple[int, bytes, int]:
+    """A short packet's first byte, payload and number (RFC 9001 section 5.4).
+
+    Raises:
+        CryptoError: it is not one of this connection's, or damaged.
+    """
+    recv = crypto.recv
+    start = 1 + CID_LENGTH
+    sample = data[start + 4 : start + 4 + _SAMPLE]
+    if len(sample) < _SAMPLE:
+        raise CryptoError("too short")
+    assert recv.hp is not None
+    mask = recv.hp._mask(sample)
+    first = data[0] ^ mask[0] & _SHORT_MASK
+    if (first >> 2 & 1) != recv.key_phase:
+        header, payload, number = crypto.decrypt_packet(data, start, expected)
+        return header[0], payload, number
+    end = start + (first & 3) + 1
+    length = end - start
+    truncated = int.from_bytes(data[start:end]) ^ int.from_bytes(mask[1 : 1 + length])
+    number = decode_packet_number(truncated, 8 * length, expected)
+    header = bytes((first,)) + data[1:start] + truncated.to_bytes(length)
+    assert recv.aead is not None
+    return first, recv.aead.decrypt(data[end:], header, number), number
 
 
 def _is_due(limit: Limit) -> bool:

@@ -1,0 +1,314 @@
+"""The receiving side of streams.
+
+What was received is held here until it is taken, and taking it is what grants the peer credit, so a stream holds at most
+its window. `receive_exactly` and its kin grant credit for what they were asked to collect.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from typing import TYPE_CHECKING, Final
+
+import trio
+
+from .._errors import ConnectionClosed, IncompleteRead, ReadLimitExceeded, StreamReset
+from .._util import Wakeup
+from .stream_base import StreamBase, check_code
+
+if TYPE_CHECKING:
+    from .driver import Driver
+
+__all__ = ["ReceiveStream"]
+
+_NO_ERROR: Final = 0
+
+
+class ReceiveStream(StreamBase, trio.abc.ReceiveStream):
+    """The receiving side of a stream, an async context manager.
+
+    Leaving its block before the end of the stream tells the peer to stop sending (STOP_SENDING, RFC 9000 section 3.5): with code
+    0 normally, otherwise with the ``failed_code`` or ``cancelled_code`` of `QuicSettings`, or the code of a `StreamAbort`.
+    """
+
+    __slots__ = ()
+
+    def __init__(self, driver: Driver, stream_id: int) -> None:
+        super().__init__(driver, stream_id)
+        self._init_receiving()
+
+    def _init_receiving(self) -> None:
+        self._chunks: deque[bytes] = deque()
+        self._buffered = 0
+        # How much of what is buffered has been credited to the peer already.
+        self._credited = 0
+        # b"" for the end of the stream, or why nothing more comes; None while something may.
+        self._receive_end: bytes | Exception | type[Exception] | None = None
+        self._receive_wakeup: Wakeup | None = None
+        self._receiving = False
+
+    @property
+    def buffered(self) -> int:
+        """How many bytes have arrived and were not received yet."""
+        return self._buffered
+
+    async def receive_some(self, max_bytes: int | None = None) -> bytes:
+        """What has arrived, at least one byte; ``b""`` at the end.
+
+        Cancelled, nothing was received.
+
+        Args:
+            max_bytes: at most so many; None for all that is there.
+
+        Raises:
+            StreamReset: the peer cut the stream off.
+            ConnectionClosed: the connection has ended, and all that had arrived was received.
+            ValueError: ``max_bytes`` is less than 1.
+            trio.BusyResourceError: another task is receiving.
+            trio.ClosedResourceError: the stream was closed on this side.
+        """
+        if max_bytes is not None and max_bytes < 1:
+            raise ValueError(f"max_bytes must be at least 1, and is {max_bytes}")
+        if not await self._gather(1):
+            return b""
+        chunks = self._chunks
+        if len(chunks) == 1 and (max_bytes is None or len(chunks[0]) <= max_bytes):
+            data = chunks.popleft()
+            self._buffered = 0
+            self._took(len(data))
+            return data
+        return self._take(self._buffered if max_bytes is None else min(max_bytes, self._buffered))
+
+    async def receive_exactly(self, count: int) -> bytes:
+        """Exactly so many bytes.
+
+        Cancelled, nothing was received.
+
+        Args:
+            count: how many; all of them are held in memory.
+
+        Raises:
+            IncompleteRead: the stream ends before; what is there can still be received.
+            ValueError: ``count`` is negative.
+
+        Otherwise as `receive_some`.
+        """
+        if count < 0:
+            raise ValueError(f"count must not be negative, and is {count}")
+        if not await self._gather(count):
+            raise IncompleteRead(self._buffered)
+        return self._take(count)
+
+    async def receive_until(self, delimiter: bytes, max_bytes: int = 65536) -> bytes:
+        """All bytes up to the first delimiter, and the delimiter itself.
+
+        Cancelled, nothing was received.
+
+        Args:
+            delimiter: what to look for.
+            max_bytes: the most to return.
+
+        Raises:
+            IncompleteRead: the stream ends before; what is there can still be received.
+            ReadLimitExceeded: the delimiter does not end within ``max_bytes``; nothing is lost.
+            ValueError: the delimiter is empty.
+
+        Otherwise as `receive_some`.
+        """
+        if not delimiter:
+            raise ValueError("a delimiter has at least one byte")
+        searched = 0
+        while True:
+            more = await self._gather(min(searched, max_bytes) + 1)
+            found = self._joined().find(delimiter, max(0, searched - len(delimiter) + 1))
+            if found >= 0 and found + len(delimiter) <= max_bytes:
+                return self._take(found + len(delimiter))
+            if self._buffered >= max_bytes:
+                raise ReadLimitExceeded(max_bytes)
+            if not more:
+                raise IncompleteRead(self._buffered)
+            searched = self._buffered
+
+    async def receive_all(self, max_bytes: int = 2**20) -> bytes:
+        """All bytes up to the end of the stream.
+
+        Cancelled, nothing was received.
+
+        Args:
+            max_bytes: the most to hold.
+
+        Raises:
+            ReadLimitExceeded: more came; nothing is lost.
+
+        Otherwise as `receive_some`.
+        """
+        if await self._gather(max_bytes + 1):
+            raise ReadLimitExceeded(max_bytes)
+        return self._take(self._buffered)
+
+    async def __anext__(self) -> bytes:
+        data = await self.receive_some()
+        if not data:
+            raise StopAsyncIteration
+        return data
+
+    def stop(self, code: int) -> None:
+        """Tell the peer that no more is wanted: its sends raise `StreamReset` with this code.
+
+        What has arrived is dropped. Without effect at the end of the stream.
+
+        Args:
+            code: the application's error code, below 2^62.
+
+        Raises:
+            ValueError: the code is out of range.
+        """
+        check_code(code)
+        if self._receive_end is None:
+            self._driver.engine.stop(self._stream_id, code)
+        self._close_receiving()
+
+    async def aclose(self) -> None:
+        """Receive no more; the peer is told to stop if it had not ended the stream. A checkpoint."""
+        self._finish()
+        await trio.lowlevel.checkpoint()
+
+    async def _gather(self, count: int) -> bool:
+        """Wait until so many bytes are there, or the stream ends: whether they are. A checkpoint."""
+        if self._receiving:
+            raise trio.BusyResourceError("another task is receiving from this stream")
+        await trio.lowlevel.checkpoint_if_cancelled()
+        if self._buffered >= count:
+            if not self._buffered:
+                self._check_receive_end()
+            await trio.lowlevel.cancel_shielded_checkpoint()
+            return True
+        self._receiving = True
+        try:
+            while self._buffered < count:
+                if self._receive_end is not None:
+                    self._check_receive_end()
+                    await trio.lowlevel.cancel_shielded_checkpoint()
+                    return False
+                if self._buffered > self._credited and count > 1:
+                    # What is asked for may be more than the window: let the rest of it come.
+                    self._credit(self._buffered)
+                if self._receive_wakeup is None:
+                    self._receive_wakeup = Wakeup()
+                await self._receive_wakeup.park()
+            return True
+        finally:
+            self._receiving = False
+
+    def _check_receive_end(self) -> None:
+        """Raise the end of the stream, unless it is the ordinary one."""
+        end = self._receive_end
+        if isinstance(end, bytes) or end is None:
+            return
+        if isinstance(end, ConnectionClosed):
+            raise self._driver.closed_error() from end.__cause__
+        if isinstance(end, StreamReset):
+            raise StreamReset(end.code, remote=end.remote)
+        raise trio.ClosedResourceError("the stream was closed on this side")
+
+    def _joined(self) -> bytes:
+        if len(self._chunks) > 1:
+            joined = b"".join(self._chunks)
+            self._chunks.clear()
+            self._chunks.append(joined)
+        return self._chunks[0] if self._chunks else b""
+
+    def _take(self, count: int) -> bytes:
+        data = self._joined()
+        rest = data[count:]
+        self._chunks.clear()
+        if rest:
+            self._chunks.append(rest)
+        self._buffered = len(rest)
+        self._took(count)
+        return data[:count]
+
+    def _took(self, count: int) -> None:
+        """Credit what was taken, as far as that was not done before."""
+        if count > self._credited:
+            count -= self._credited
+            self._credited = 0
+            if self._driver.engine.consume(self._stream_id, count):
+                self._driver.wake()
+        else:
+            self._credited -= count
+        if self._receive_end == b"" and not self._buffered:
+            self._ended()
+
+    def _credit(self, total: int) -> None:
+        count = total - self._credited
+        self._credited = total
+        if self._driver.engine.consume(self._stream_id, count):
+            self._driver.wake()
+
+    def _ended(self) -> None:
+        """All was received."""
+        self._driver.settle(self._stream_id)
+        self._done()
+
+    def arrived(self, data: bytes, *, fin: bool) -> None:
+        """The driver: bytes, or the end, have come."""
+        if self._receive_end is not None:
+            if data:
+                self._driver.engine.discard(self._stream_id, len(data))
+            if fin:
+                self._driver.settle(self._stream_id)
+            return
+        if data:
+            self._chunks.append(data)
+            self._buffered += len(data)
+        if fin:
+            self._receive_end = b""
+            if not self._buffered:
+                self._ended()
+        if self._receive_wakeup is not None:
+            self._receive_wakeup.wake()
+
+    def was_reset(self, code: int) -> None:
+        """The driver: the peer has reset the stream; what was not received is dropped (RFC 9000 section 3.2)."""
+        if self._receive_end is None:
+            self._receive_end = StreamReset(code, remote=True)
+        self._drop()
+        self._driver.settle(self._stream_id)
+        self._done()
+
+    def lost(self, end: ConnectionClosed) -> None:
+        """The driver: the connection has ended; what arrived before can still be received."""
+        if self._receive_end is None:
+            self._receive_end = end
+        if self._receive_wakeup is not None:
+            self._receive_wakeup.wake()
+
+    def _drop(self) -> None:
+        self._chunks.clear()
+        self._buffered = self._credited = 0
+        if self._receive_wakeup is not None:
+            self._receive_wakeup.wake()
+
+    def _close_receiving(self) -> None:
+        if self._receive_end is trio.ClosedResourceError:
+            return
+        uncredited = self._buffered - self._credited
+        ended = self._receive_end == b""
+        self._receive_end = trio.ClosedResourceError
+        if uncredited and self._driver.engine.discard(self._stream_id, uncredited):
+            self._driver.wake()
+        self._drop()
+        if ended:
+            self._driver.settle(self._stream_id)
+        self._driver.wake()
+        self._done()
+
+    def _finish(self) -> None:
+        self.stop(_NO_ERROR)
+
+    def _abort(self, code: int) -> None:
+        self.stop(code)
+
+    def _is_done(self) -> bool:
+        end = self._receive_end
+        return end is not None and not (end == b"" and self._buffered)
