@@ -35,33 +35,33 @@ class PathMtu:
         self.maximum: int = maximum
         self.size: int = BASE_SIZE
         self._failures = 0
-        self._pending = False
+        self._pending: int | None = None
         self._probe_at = 0.0
 
     def probe(self, now: float) -> int | None:
         """The size of a probe to send now, which then is under way; None for none."""
-        if self._pending or now < self._probe_at:
+        if self._pending is not None or now < self._probe_at:
             return None
         larger = [size for size in (*_CANDIDATES, self.maximum) if self.size < size <= self.maximum]
         if not larger:
             self._probe_at = inf
             return None
-        self._pending = True
-        return min(larger)
+        self._pending = min(larger)
+        return self._pending
 
     def acknowledged(self, size: int) -> None:
         """A probe of ``size`` bytes arrived."""
-        if not self._pending:
+        if size != self._pending:
             return  # a black hole was found, or the path changed, while it was under way
-        self._pending = False
+        self._pending = None
         self._failures = 0
         self.size = size
 
-    def lost(self, now: float) -> None:
-        """A probe was lost."""
-        if not self._pending:
+    def lost(self, size: int, now: float) -> None:
+        """A probe of ``size`` bytes was lost."""
+        if size != self._pending:
             return
-        self._pending = False
+        self._pending = None
         self._failures += 1
         if self._failures >= _MAX_PROBES:
             self._failures = 0
@@ -75,5 +75,5 @@ class PathMtu:
         """The path has changed: nothing is known of it, and the search begins at ``at``."""
         self.size = BASE_SIZE
         self._failures = 0
-        self._pending = False
+        self._pending = None
         self._probe_at = at

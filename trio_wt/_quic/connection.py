@@ -214,7 +214,10 @@ class Connection:
         return await self._driver.ping()
 
     def update_keys(self) -> None:
-        """Change the packet protection keys now (RFC 9001 section 6); it happens by itself now and then."""
+        """Change the packet protection keys now (RFC 9001 section 6), unless the last change is still under way.
+
+        It happens by itself after ``key_update_packets``.
+        """
         self._driver.engine.update_keys()
         self._driver.wake()
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import re
 from typing import Any, Final
 
 import aioquic
@@ -56,17 +57,24 @@ def check_aioquic(
     Raises:
         ImportError: it is not.
     """
-    if not (1, 7, 2) <= tuple(int(part) for part in version.split(".")[:3]) < (1, 8):
+    release = tuple(int(part) for part in re.findall(r"\d+", version)[:3])
+    if not (1, 7, 2) <= release < (1, 8):
         raise ImportError(f"trio_wt needs aioquic 1.7.2 or a later 1.7, and found {version}")
     for name, parameters in _SIGNATURES.items():
         method = getattr(connection, name, None)
         if method is None or " ".join(inspect.signature(method).parameters) != parameters:
-            raise ImportError(f"aioquic {version} has another {name}; trio_wt cannot use it")
+            raise _changed(name, version)
     for name, lines in _SOURCES.items():
-        source = inspect.getsource(getattr(connection, name))
-        for line in lines:
-            if line not in source:
-                raise ImportError(f"aioquic {version} has another {name}; trio_wt cannot use it")
+        try:
+            source = inspect.getsource(getattr(connection, name))
+        except (AttributeError, OSError) as exc:
+            raise _changed(name, version) from exc
+        if not all(line in source for line in lines):
+            raise _changed(name, version)
+
+
+def _changed(name: str, version: str) -> ImportError:
+    return ImportError(f"aioquic {version} has another {name}; trio_wt cannot use it")
 
 
 check_aioquic()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime as dt
+import hmac
 from collections import deque
 from collections.abc import Callable, Iterable
 from typing import Any, Final
@@ -39,6 +40,7 @@ _TP_RESET_STREAM_AT: Final = 0x17F7586D2CB571
 _MAX_REASON: Final = 512
 # Timeouts in a row after which full packets are taken to vanish (RFC 8899 section 4.3).
 _BLACK_HOLE_PTOS: Final = 2
+_MIN_RESET: Final = 21  # RFC 9000 section 10.3
 _END_STATES: Final = {
     QuicConnectionState.CLOSING,
     QuicConnectionState.DRAINING,
@@ -133,7 +135,7 @@ class Engine(Established):
     def receive(self, data: bytes, route: Route, now: float) -> None:
         """Take a datagram in. Never raises."""
         self._now = now
-        if self._state in _END_STATES:
+        if not data or self._state in _END_STATES:
             return
         active = self._network_paths[0] if self._network_paths else None
         try:
@@ -179,9 +181,11 @@ class Engine(Established):
         if self.mtu.size > BASE_SIZE and self._loss._pto_count >= _BLACK_HOLE_PTOS:
             self.mtu.black_hole(now)
             self._resize()
-        size = self.mtu.probe(now)
-        if size is not None:
-            out += self._probe_mtu(size, now)
+        # To an address that is not validated only a little may be sent (RFC 9000 section 8.1).
+        if self._network_paths[0].is_validated:
+            size = self.mtu.probe(now)
+            if size is not None:
+                out += self._probe_mtu(size, now)
 
     @property
     def timer(self) -> float | None:
@@ -198,7 +202,7 @@ class Engine(Established):
             return
         # One microsecond more: by rounding, aioquic may find for ever that its own deadline has not come.
         self._now = max(now, timer) + 1e-6
-        was_open = self._close_event is None
+        was_open, path = self._close_event is None, self._network_paths[0]
         try:
             self.handle_timer(self._now)
         except Exception:
@@ -206,6 +210,9 @@ class Engine(Established):
             return
         if was_open and self._close_event is not None:
             self._lost = True
+        elif self._network_paths[0] is not path:
+            # The new path was not validated in time, and the old one is taken again.
+            self._path_changed(path.addr)
 
     def take_events(self) -> deque[events.QuicEvent]:
         """What has happened since the last call."""
@@ -250,11 +257,21 @@ class Engine(Established):
             reason: cut to 512 bytes of UTF-8.
             transport: which of the two ``code`` is.
         """
-        reason = reason.encode()[:_MAX_REASON].decode(errors="ignore")
+        reason = reason.encode(errors="replace")[:_MAX_REASON].decode(errors="ignore")
         if self._spaces:
-            self.close(code, QuicFrameType.PADDING if transport else None, reason)
+            super().close(code, QuicFrameType.PADDING if transport else None, reason)
         else:
             self.lose(reason)
+
+    def close(
+        self,
+        error_code: int = QuicErrorCode.NO_ERROR,
+        frame_type: int | None = None,
+        reason_phrase: str = "",
+    ) -> None:
+        """What aioquic calls when the peer has violated the protocol; applications have `shut`."""
+        # Without a frame type it would go out as an application's code.
+        super().close(error_code, frame_type or QuicFrameType.PADDING, reason_phrase)
 
     def lose(self, reason: str) -> None:
         """The connection is gone without a word, as after a stateless reset."""
@@ -272,9 +289,11 @@ class Engine(Established):
 
     def is_stateless_reset(self, data: bytes) -> bool:
         """Whether a datagram for an unknown connection id ends this connection (RFC 9000 section 10.3.1)."""
-        token = data[-16:]
+        if len(data) < _MIN_RESET:
+            return False
         known = (self._peer_cid, *self._peer_cid_available)
-        return any(cid.stateless_reset_token == token for cid in known)
+        tokens = [cid.stateless_reset_token for cid in known if cid.stateless_reset_token]
+        return any(hmac.compare_digest(token, data[-len(token) :]) for token in tokens)
 
     def _fail(self) -> None:
         """A bug, of aioquic's or ours, that a packet has found: it costs this connection only."""
@@ -312,9 +331,12 @@ class Engine(Established):
         return self._version or 0
 
     def update_keys(self) -> None:
-        """Change the packet protection keys (RFC 9001 section 6)."""
-        self._keys_updated_at = self._packet_number
-        self.request_key_update()
+        """Change the packet protection keys (RFC 9001 section 6); without effect while the last change is under way."""
+        space = self._spaces.get(Epoch.ONE_RTT)
+        settled = space is not None and space.largest_acked_packet >= self._keys_updated_at
+        if settled and self._handshake_confirmed:
+            self._keys_updated_at = self._packet_number
+            self.request_key_update()
 
     def _initialize(self, peer_cid: bytes) -> None:
         super()._initialize(peer_cid)
@@ -327,7 +349,10 @@ class Engine(Established):
     ) -> None:
         refused = not (self._is_client or self.config.early_data)
         if refused and epoch is Epoch.ZERO_RTT and direction is Direction.DECRYPT:
-            return  # from a client that was not invited to: without a key its data is never read
+            # From a client that was not invited to. The answer to it is not written yet, and without a key its data is
+            # never read.
+            self.tls.early_data_accepted = False
+            return
         super()._update_traffic_key(direction, epoch, cipher_suite, secret)
 
     def _serialize_transport_parameters(self) -> bytes:
@@ -366,7 +391,7 @@ class Engine(Established):
                 self._events.clear()
                 alert = getattr(exc, "alert", int(AlertDescription.bad_certificate))
                 self.rejection = exc
-                reason = str(exc).encode()[:_MAX_REASON].decode(errors="ignore")
+                reason = str(exc).encode(errors="replace")[:_MAX_REASON].decode(errors="ignore")
                 raise QuicConnectionError(
                     QuicErrorCode.CRYPTO_ERROR + alert, frame_type, reason
                 ) from None
@@ -456,7 +481,8 @@ class Engine(Established):
         )
         buf.push_bytes(bytes(builder.remaining_buffer_space))
         assert builder._packet is not None
-        builder._packet.in_flight = False
+        # Nor does it count for the probe timeout; that it is lost shows when later packets are acknowledged.
+        builder._packet.in_flight = builder._packet.is_ack_eliciting = False
         return self._flush_builder(builder, path, self._peer_cid.cid, now)
 
     def _on_mtu_probe_delivery(self, delivery: QuicDeliveryState, size: int) -> None:
@@ -464,7 +490,7 @@ class Engine(Established):
             self.mtu.acknowledged(size)
             self._resize()
         else:
-            self.mtu.lost(self._now)
+            self.mtu.lost(size, self._now)
 
     # ---- figures
 

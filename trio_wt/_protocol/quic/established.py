@@ -174,7 +174,7 @@ class Established(Sending):
                 QuicErrorCode.PROTOCOL_VIOLATION, QuicFrameType.PADDING, "a packet without frames"
             )
         while not buf.eof():
-            frame_type = -1
+            frame_type = 0
             try:
                 frame_type = buf.pull_uint_var()
                 if frame_type in _STREAM:
@@ -317,6 +317,9 @@ class Established(Sending):
                 self._ack_eliciting_sent_since_receipt = True
             loss._pacer.update_after_send(now=now)
             out.append((data, road.path.addr))
+        if _is_due(self._local_max_streams_bidi) or _is_due(self._local_max_streams_uni):
+            # Streams were discarded just now, and the peer may open others.
+            out += self.datagrams_to_send(now)
         return out
 
     def _push_ack(
@@ -400,7 +403,7 @@ class Established(Sending):
     def _discard(self, stream: QuicStream) -> None:
         """Forget a finished stream, for which the peer may open another in time (RFC 9000 section 4.6)."""
         assert stream.stream_id is not None
-        del self._streams[stream.stream_id]
+        self._streams.pop(stream.stream_id)
         if (stream.stream_id & 1) == self._is_client:
             self._stream_limit(stream.stream_id).value += 1
 

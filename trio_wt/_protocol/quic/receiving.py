@@ -49,7 +49,7 @@ class Receiving(QuicConnection):
         super().__init__(configuration=config.for_aioquic(), **kwargs)
         quiet: Any = _Quiet()
         self._logger = self._loss._logger = quiet
-        self._streams: Streams = Streams()
+        self._streams: Streams = Streams(self._forget)
         self._window = ReceiveWindow(config.connection_window, config.max_connection_window)
         self._local_max_data = DataLimit(QuicFrameType.MAX_DATA, "max_data", self._window)
         self._local_max_streams_bidi = StreamsLimit(
@@ -73,6 +73,11 @@ class Receiving(QuicConnection):
     @_streams_queue.setter
     def _streams_queue(self, streams: list[QuicStream]) -> None:
         self._active.keep(streams)
+
+    def _forget(self, stream_id: int) -> None:
+        """Aioquic discards a stream."""
+        self._resets.awaited.pop(stream_id, None)
+        self._active.priorities.pop(stream_id, None)
 
     # ---- credit
 
@@ -185,7 +190,13 @@ class Receiving(QuicConnection):
         if stream is None:
             return
         receiver = stream.receiver
+        awaited = self._resets.awaited.get(stream_id)
+        if awaited is not None and not awaited.fits(receiver.highest_offset, receiver._final_size):
+            raise QuicConnectionError(
+                QuicErrorCode.FINAL_SIZE_ERROR, frame_type, "data beyond the final size"
+            )
         if receiver.is_finished:
+            self._resets.awaited.pop(stream_id, None)
             self._active.append(stream)
         elif len(receiver._ranges) > self.config.max_gaps:
             raise QuicConnectionError(
@@ -232,11 +243,17 @@ class Receiving(QuicConnection):
             raise QuicConnectionError(
                 QuicErrorCode.FLOW_CONTROL_ERROR, frame_type, "beyond the data limit"
             )
-        if final_size < stream.receiver.highest_offset or not self._resets.expect(
-            stream_id, code, final_size, reliable_size
-        ):
+        receiver = stream.receiver
+        known = final_size if receiver._final_size is None else receiver._final_size
+        if final_size < receiver.highest_offset or final_size != known:
             raise QuicConnectionError(
                 QuicErrorCode.FINAL_SIZE_ERROR, frame_type, "the final size was another"
+            )
+        if receiver.is_finished:
+            return
+        if not self._resets.expect(stream_id, code, final_size, reliable_size):
+            raise QuicConnectionError(
+                QuicErrorCode.FINAL_SIZE_ERROR, frame_type, "the reset was another"
             )
         self._deliver_reset(stream)
 

@@ -5,7 +5,13 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Final
 
-__all__ = ["RESET_STREAM_AT", "RESET_STREAM_AT_CAPACITY", "ReliableReset", "ReliableResets"]
+__all__ = [
+    "RESET_STREAM_AT",
+    "RESET_STREAM_AT_CAPACITY",
+    "OutgoingReset",
+    "ReliableReset",
+    "ReliableResets",
+]
 
 RESET_STREAM_AT: Final = 0x24
 RESET_STREAM_AT_CAPACITY: Final = 1 + 4 * 8
@@ -19,12 +25,34 @@ class ReliableReset:
         code: the application's error code.
         final_size: how many bytes were sent in all.
         reliable_size: how many of them are delivered in any case.
+    """
+
+    code: int
+    final_size: int
+    reliable_size: int
+
+    def fits(self, highest: int, final_size: int | None) -> bool:
+        """Whether what was received agrees with it.
+
+        Args:
+            highest: the highest offset received.
+            final_size: the final size, where a FIN has told it.
+        """
+        return highest <= self.final_size and final_size in (None, self.final_size)
+
+
+@dataclass(slots=True)
+class OutgoingReset:
+    """A reset that this side has decided on.
+
+    Attributes:
+        code: the application's error code.
+        reliable_size: how many bytes are delivered in any case.
         pending: whether the frame is to be sent, for the first time or again.
         acknowledged: whether the peer has the frame.
     """
 
     code: int
-    final_size: int
     reliable_size: int
     pending: bool = True
     acknowledged: bool = False

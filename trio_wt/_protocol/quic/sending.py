@@ -12,7 +12,7 @@ from aioquic.quic.stream import QuicStream
 
 from .config import EngineConfig
 from .receiving import Receiving
-from .reset_at import RESET_STREAM_AT, RESET_STREAM_AT_CAPACITY, ReliableReset
+from .reset_at import RESET_STREAM_AT, RESET_STREAM_AT_CAPACITY, OutgoingReset
 
 __all__ = ["Sending"]
 
@@ -35,7 +35,7 @@ class Sending(Receiving):
         super().__init__(config, **kwargs)
         self.datagrams_dropped: int = 0
         self._peer_resets_at = False
-        self._reliable_resets: dict[int, ReliableReset] = {}
+        self._reliable_resets: dict[int, OutgoingReset] = {}
 
     # ---- streams
 
@@ -83,7 +83,7 @@ class Sending(Receiving):
     @property
     def undelivered(self) -> bool:
         """Whether something of a stream that was ended or reset has not been acknowledged yet."""
-        return bool(self._reliable_resets) or any(
+        return any(
             not stream.sender.is_finished
             and (
                 stream.sender._buffer_fin is not None or stream.sender._reset_error_code is not None
@@ -113,19 +113,14 @@ class Sending(Receiving):
         self._active.append(stream)
         sender = stream.sender
         reliable_size = min(reliable_size, sender._buffer_stop)
-        if sender._reset_error_code is not None:
-            return
         if not (self._peer_resets_at and reliable_size > sender._buffer_start):
             sender.reset(code)
-            return
-        final_size = max(sender.highest_offset, reliable_size)
-        self._reliable_resets[stream_id] = ReliableReset(code, final_size, reliable_size)
-        # What lies beyond is neither sent nor sent again; a FIN would contradict the final size.
-        if sender._buffer_stop > reliable_size:
-            sender._pending.subtract(reliable_size, sender._buffer_stop)
-        sender._buffer_stop = final_size
-        sender._buffer_fin = None
-        sender._pending_eof = False
+        elif sender._reset_error_code is None:
+            self._reliable_resets[stream_id] = OutgoingReset(code, reliable_size)
+            # What lies beyond is neither sent nor sent again, nor is a FIN.
+            if sender._buffer_stop > reliable_size:
+                sender._pending.subtract(reliable_size, sender._buffer_stop)
+            sender._pending_eof = False
 
     def stop(self, stream_id: int, code: int) -> None:
         """Ask the peer to stop sending on a stream; without effect where it has finished."""
@@ -170,41 +165,46 @@ class Sending(Receiving):
 
     def _write_connection_limits(self, builder: QuicPacketBuilder, space: QuicPacketSpace) -> None:
         super()._write_connection_limits(builder, space)
-        if self._reliable_resets:
-            for stream_id, reset in self._reliable_resets.items():
-                if reset.pending:
-                    self._write_reset_stream_at(builder, stream_id, reset)
+        for stream_id, reset in self._reliable_resets.items():
+            stream = self._streams[stream_id]
+            # The final size is fixed once all of the reliable part was sent, within the peer's limits.
+            if reset.pending and stream.sender.highest_offset >= reset.reliable_size:
+                self._write_reset_stream_at(builder, stream, reset)
 
     def _write_reset_stream_at(
-        self, builder: QuicPacketBuilder, stream_id: int, reset: ReliableReset
+        self, builder: QuicPacketBuilder, stream: QuicStream, reset: OutgoingReset
     ) -> None:
+        assert stream.stream_id is not None
         buf: Buffer = builder.start_frame(
             RESET_STREAM_AT,
             capacity=RESET_STREAM_AT_CAPACITY,
             handler=self._on_reset_at_delivery,
-            handler_args=(stream_id,),
+            handler_args=(stream, reset),
         )
-        for value in (stream_id, reset.code, reset.final_size, reset.reliable_size):
+        final_size = stream.sender.highest_offset
+        for value in (stream.stream_id, reset.code, final_size, reset.reliable_size):
             buf.push_uint_var(value)
         reset.pending = False
 
-    def _on_reset_at_delivery(self, delivery: QuicDeliveryState, stream_id: int) -> None:
-        reset = self._reliable_resets[stream_id]
+    def _on_reset_at_delivery(
+        self, delivery: QuicDeliveryState, stream: QuicStream, reset: OutgoingReset
+    ) -> None:
         if delivery is QuicDeliveryState.ACKED:
             reset.acknowledged = True
-            self._finish_reset(stream_id)
+            self._finish_reset(stream, reset)
         else:
             reset.pending = True
 
-    def _finish_reset(self, stream_id: int) -> None:
+    def _finish_reset(self, stream: QuicStream, reset: OutgoingReset) -> None:
         """A stream reset by RESET_STREAM_AT is done once the frame and the reliable part have arrived."""
-        reset, stream = self._reliable_resets[stream_id], self._streams.get(stream_id)
-        if stream is None:
-            return
         if reset.acknowledged and stream.sender._buffer_start >= reset.reliable_size:
             stream.sender.is_finished = True
-            del self._reliable_resets[stream_id]
-            self._active.append(stream)
+            if stream.stream_id in self._streams:
+                self._active.append(stream)
+
+    def _forget(self, stream_id: int) -> None:
+        super()._forget(stream_id)
+        self._reliable_resets.pop(stream_id, None)
 
     def _write_stream_frame(
         self,
@@ -244,31 +244,32 @@ class Sending(Receiving):
         handler: Callable[..., None],
         args: tuple[Any, ...],
     ) -> None:
-        reset = self._reliable_resets.get(stream.stream_id or 0)
-        if reset is not None and handler == stream.sender.on_data_delivery:
-            self._on_partial_delivery(delivery, stream, reset, args[0], args[1])
-        else:
-            handler(delivery, *args)
+        if handler == stream.sender.on_data_delivery and self._on_cut_delivery(
+            delivery, stream, args[0], args[1]
+        ):
+            return
+        handler(delivery, *args)
         unsettled = delivery is not QuicDeliveryState.ACKED or stream.is_finished
         if unsettled and stream.stream_id in self._streams:
             self._active.append(stream)
 
-    def _on_partial_delivery(
-        self,
-        delivery: QuicDeliveryState,
-        stream: QuicStream,
-        reset: ReliableReset,
-        start: int,
-        stop: int,
-    ) -> None:
-        """Data of a stream reset by RESET_STREAM_AT: only the reliable part is sent again."""
-        if delivery is not QuicDeliveryState.ACKED:
+    def _on_cut_delivery(
+        self, delivery: QuicDeliveryState, stream: QuicStream, start: int, stop: int
+    ) -> bool:
+        """The fate of data of a stream that was cut by RESET_STREAM_AT; whether it is one."""
+        reset = self._reliable_resets.get(stream.stream_id or 0)
+        if reset is None:
+            # A stream that is forgotten has nothing to send again.
+            return stream.stream_id not in self._streams
+        if delivery is QuicDeliveryState.ACKED:
+            stream.sender.on_data_delivery(delivery, start, stop, False)
+            self._finish_reset(stream, reset)
+        else:
             stop = min(stop, reset.reliable_size)
             if start < stop:
                 stream.sender.on_data_delivery(delivery, start, stop, False)
-            return
-        stream.sender.on_data_delivery(delivery, start, stop, False)
-        self._finish_reset(stream.stream_id or 0)
+                self._active.append(stream)
+        return True
 
 
 def _handlers(builder: QuicPacketBuilder) -> list[Any]:

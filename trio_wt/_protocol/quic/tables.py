@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 from aioquic.quic.stream import QuicStream
@@ -13,13 +13,23 @@ __all__ = ["ActiveStreams", "Streams"]
 class Streams(dict[int, QuicStream]):
     """All streams; but `values`, which is walked for each packet, gives those whose window is to be announced.
 
+    Args:
+        on_discard: gets the id of each stream that is forgotten.
+
     Attributes:
-        dirty: their ids.
+        dirty: the ids of those whose window is to be announced.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, on_discard: Callable[[int], None]) -> None:
         super().__init__()
         self.dirty: set[int] = set()
+        self._on_discard = on_discard
+
+    def pop(self, stream_id: int, *default: Any) -> Any:
+        """Forget a stream."""
+        self.dirty.discard(stream_id)
+        self._on_discard(stream_id)
+        return super().pop(stream_id, *default)
 
     def values(self) -> Any:
         """The streams whose window is to be announced."""
