@@ -52,7 +52,7 @@ class ConnectionClosed(TrioWTError):
         code: for a WebSocket, the close code (RFC 6455 section 7.4): 1005 when the Close frame carried none, 1006 when
             the connection ended without a Close frame. For QUIC, the error code that the application gave (RFC 9000
             section 20.2).
-        reason: the close reason, "" if there was none; at most 123 bytes of UTF-8 for a WebSocket, 512 for QUIC.
+        reason: the close reason, "" if there was none; at most 123 bytes of UTF-8 for a WebSocket, a packet's worth for QUIC.
         remote: whether the peer ended it (True) or this side did (False).
     """
 

@@ -100,6 +100,7 @@ class _Plan:
     store: SessionStore | None
     key: SessionKey
     early_data: bool
+    handshake_timeout: float
 
     def connect(self, endpoint: Endpoint, route: Route, scope: trio.CancelScope) -> Driver:
         """A connection whose first packet waits to be sent."""
@@ -120,6 +121,7 @@ class _Plan:
         engine = Engine(config, store_ticket=lambda ticket: self._store(ticket, engine))
         driver = Driver(engine, endpoint, self.settings, client=True)
         driver.cancel_scope = scope
+        driver.handshake_deadline = trio.current_time() + self.handshake_timeout
         engine.start(route, trio.current_time())
         endpoint.add(driver, engine.connection_ids)
         driver.wake()
@@ -201,6 +203,7 @@ async def open_quic(
         session_store,
         key,
         early_data,
+        handshake_timeout,
     )
     race = _Race(plan, host, port)
     services = Services(race.scope, race.goodbye, _never)
@@ -271,8 +274,13 @@ class _Race:
         self, services: Services, endpoint: Endpoint, socket: DatagramSocket
     ) -> None:
         if isinstance(socket, UdpSocket):
+            # An IPv6 socket reaches IPv4 hosts by mapped addresses.
             found = await trio.socket.getaddrinfo(
-                self._host, self._port, family=socket.family, type=trio.socket.SOCK_DGRAM
+                self._host,
+                self._port,
+                family=socket.family,
+                type=trio.socket.SOCK_DGRAM,
+                flags=trio.socket.AI_V4MAPPED | trio.socket.AI_ALL,
             )
             remote: Sockaddr = found[0][4]
         else:

@@ -79,7 +79,7 @@ class Datagrams(trio.abc.Channel[bytes]):
         self._check_open()
         if self._received:
             return self._received.popleft()
-        self._driver.check_open()
+        self._driver.check_open(iterating=True)
         raise trio.WouldBlock
 
     async def receive(self) -> bytes:

@@ -78,7 +78,8 @@ class Driver:
         can_migrate: this is a client with an endpoint of its own.
         cancel_scope: covers the connection's block.
         end: how the connection ended, as an error; None while it has not.
-        handshake: the peer's handshake completed; None before.
+        handshake: what came of the handshake; None before it is complete.
+        handshake_deadline: when it must be.
         last_heard: when a packet came last.
     """
 
@@ -95,6 +96,7 @@ class Driver:
         self.incoming_streams: IncomingStreams[Stream] = IncomingStreams(self)
         self.incoming_receive_streams: IncomingStreams[ReceiveStream] = IncomingStreams(self)
         self.end: ConnectionClosed | None = None
+        self.handshake_deadline: float = inf
         self.handshake: HandshakeCompleted | None = None
         self.last_heard: float = trio.current_time()
         self._client = client
@@ -140,9 +142,10 @@ class Driver:
         self.stir()
 
     def _on_stream_data(self, event: StreamDataReceived) -> None:
-        stream = self._stream(event.stream_id)
-        if isinstance(stream, ReceiveStream):
-            stream.arrived(event.data, fin=event.end_stream)
+        stream = self._streams.get(event.stream_id) or self._stream(event.stream_id)
+        if stream is not None:
+            # The engine lets nobody send on a stream of ours that goes the other way.
+            stream.arrived(event.data, fin=event.end_stream)  # type: ignore[union-attr]
             return
         # A stream that the application is done with.
         self.engine.discard(event.stream_id, len(event.data))
@@ -151,15 +154,15 @@ class Driver:
 
     def _on_stream_reset(self, event: StreamReset) -> None:
         stream = self._stream(event.stream_id)
-        if isinstance(stream, ReceiveStream):
-            stream.was_reset(event.error_code)
+        if stream is not None:
+            stream.was_reset(event.error_code)  # type: ignore[union-attr]
         else:
             self.settle(event.stream_id)
 
     def _on_stop_sending(self, event: StopSendingReceived) -> None:
         stream = self._stream(event.stream_id)
-        if isinstance(stream, SendStream):
-            stream.was_stopped(event.error_code)
+        if stream is not None:
+            stream.was_stopped(event.error_code)  # type: ignore[union-attr]
 
     def _on_datagram(self, event: DatagramFrameReceived) -> None:
         self.datagrams.arrived(event.data)
@@ -345,13 +348,18 @@ class Driver:
     def _deadline(self) -> float:
         timer = self.engine.timer
         due = inf if timer is None else timer + 1e-6
+        if self.handshake is None and self.end is None:
+            due = min(due, self.handshake_deadline)
         if self.settings.keep_alive is not None and self.end is None:
             due = min(due, max(self.last_heard, self._last_sent) + self.settings.keep_alive)
         return due
 
     def _due(self, now: float) -> None:
         timer = self.engine.timer
-        if timer is not None and timer <= now:
+        if self.handshake is None and now >= self.handshake_deadline:
+            self.engine.lose("the handshake took too long")
+            self.process()
+        elif timer is not None and timer <= now:
             self.engine.fire(now)
             self.process()
         else:
@@ -387,16 +395,18 @@ class Driver:
 
     # ---- the end
 
-    def check_open(self) -> None:
-        """Raise the end of the connection, if it has ended."""
+    def check_open(self, *, iterating: bool = False) -> None:
+        """Raise the end of the connection, if it has ended; ``iterating`` says that a clean one is what was to be expected."""
         if self.end is not None:
-            raise self.closed_error() from self.end.__cause__
+            raise self.closed_error(iterating=iterating) from self.end.__cause__
 
-    def closed_error(self) -> Exception:
+    def closed_error(self, *, iterating: bool = False) -> Exception:
         """The end of the connection as an exception of its own for each who meets it."""
         end = self.end
         if end is None or not (end.remote or isinstance(end, TransportClosed)):
             return trio.ClosedResourceError("the connection was closed on this side")
+        if isinstance(end, ConnectionClosedOK) and not iterating:
+            return ConnectionClosedError(end.code, end.reason, remote=end.remote)
         return type(end)(end.code, end.reason, remote=end.remote)
 
     def shut(self, code: int, reason: str, *, transport: bool = False) -> None:

@@ -49,7 +49,7 @@ class IncomingStreams(trio.abc.ReceiveChannel[StreamT], Generic[StreamT]):
             raise trio.ClosedResourceError("no more streams are taken on this side")
         if self._streams:
             return self._streams.popleft()
-        self._driver.check_open()
+        self._driver.check_open(iterating=True)
         raise trio.WouldBlock
 
     async def receive(self) -> StreamT:

@@ -160,15 +160,13 @@ class _Server:
 
     async def _shake_hands(self, driver: Driver) -> bool:
         """Wait until the handler may begin; whether it may."""
-        with trio.move_on_after(self._handshake_timeout):
-            while driver.handshake is None and driver.end is None:
-                if self._early_data and driver.has_arrivals:
-                    break
-                await driver.wait_changed()
-            return driver.end is None
-        driver.engine.lose("the handshake took too long")
-        driver.process()
-        return False
+        driver.handshake_deadline = trio.current_time() + self._handshake_timeout
+        driver.wake()
+        while driver.handshake is None and driver.end is None:
+            if self._early_data and driver.has_arrivals:
+                break
+            await driver.wait_changed()
+        return driver.end is None
 
     async def shut_down(self, patience: float) -> None:
         """Accept no more, and give handlers some time to end."""
@@ -225,8 +223,7 @@ async def serve_quic(
             ``max_half_open`` handshakes are under way, "always", or "never".
         max_half_open: see there.
         early_data: let clients that resume a session send data before the handshake is complete (0-RTT), and start their
-            handlers then. A session ticket is good for one connection, so this server takes no data twice; several servers
-            that are one for the clients may each take it once.
+            handlers then. A session ticket is good for one connection, with this call only, so a replay is never taken.
         reset_key: a secret that lets a server tell its clients after a restart that their connections are gone (RFC 9000 section
             10.3); None for a new one each time.
         handshake_timeout: seconds that a client may take for the handshake.

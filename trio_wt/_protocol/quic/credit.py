@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from aioquic.quic.connection import Limit
 
-__all__ = ["DataLimit", "ReceiveWindow", "StreamsLimit"]
+__all__ = ["ReceiveWindow", "StreamsLimit"]
 
 
 class ReceiveWindow:
@@ -42,25 +42,6 @@ class ReceiveWindow:
         self._granted_at = now
         self.limit = self.consumed + self.size
         return True
-
-
-class DataLimit(Limit):
-    """MAX_DATA of the connection, which only consumption raises.
-
-    aioquic doubles ``value`` as data arrives; that is ignored.
-    """
-
-    def __init__(self, frame_type: int, name: str, window: ReceiveWindow) -> None:
-        self._window = window
-        super().__init__(frame_type, name, window.limit)
-
-    @property
-    def value(self) -> int:
-        return self._window.limit
-
-    @value.setter
-    def value(self, value: int) -> None:
-        pass
 
 
 class StreamsLimit(Limit):

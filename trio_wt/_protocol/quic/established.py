@@ -77,6 +77,9 @@ class Established(Sending):
         # Set once the handshake is confirmed; None sends everything along aioquic's way.
         self._road: _Road | None = None
         self._ids_unsent = False
+        # The idle timeout, which hardly changes, and until when it is taken for what it is.
+        self._idle = 0.0
+        self._idle_until = 0.0
 
     def _replenish_connection_ids(self) -> None:
         super()._replenish_connection_ids()
@@ -87,6 +90,13 @@ class Established(Sending):
     ) -> None:
         super()._on_new_connection_id_delivery(delivery, connection_id)
         self._ids_unsent = self._ids_unsent or not connection_id.was_sent
+
+    def _patience(self, now: float) -> float:
+        """The idle timeout in seconds (RFC 9000 section 10.1)."""
+        if now >= self._idle_until:
+            self._idle_until = now + 1
+            self._idle = self._idle_timeout()
+        return self._idle
 
     def _sent_long_way(self) -> None:
         """Called after packets were built in aioquic's way."""
@@ -144,14 +154,15 @@ class Established(Sending):
             self._spin_bit = not spin if self._is_client else spin
             self._spin_highest_pn = number
         eliciting = False
-        context = QuicReceiveContext(Epoch.ONE_RTT, self.host_cid, road.path, None, now, None)
+        context = road.context
+        context.host_cid, context.time = self.host_cid, now
         try:
             eliciting = self._handle_frames(context, payload)
         except QuicConnectionError as exc:
             self.close(exc.error_code, exc.frame_type, exc.reason_phrase)
         if self._close_pending or self._state is not QuicConnectionState.CONNECTED:
             return True
-        self._close_at = now + self._idle_timeout()
+        self._close_at = now + self._patience(now)
         self._ack_eliciting_sent_since_receipt = False
         if number > space.largest_received_packet:
             space.largest_received_packet = number
@@ -302,7 +313,9 @@ class Established(Sending):
                 Epoch.ONE_RTT, False, False, False, self._packet_number, QuicPacketType.ONE_RTT, now
             )
             buf.seek(header_size)
-            if space.ack_at is not None and space.ack_at <= now:
+            if space.ack_at is not None and space.ack_at <= now + (
+                self._ack_delay / 2 if self._active or self._datagrams_pending else 0
+            ):
                 self._push_ack(buf, space, packet, size - _TAG, now)
             flight = min(size, loss.congestion_window - loss.bytes_in_flight) - _TAG
             self._push_datagrams(buf, packet, flight)
@@ -313,7 +326,7 @@ class Established(Sending):
             data = self._protect(road.crypto, buf, header_size, packet)
             loss.on_packet_sent(packet=packet, space=space)
             if packet.is_ack_eliciting and not self._ack_eliciting_sent_since_receipt:
-                self._close_at = now + self._idle_timeout()
+                self._close_at = now + self._patience(now)
                 self._ack_eliciting_sent_since_receipt = True
             loss._pacer.update_after_send(now=now)
             out.append((data, road.path.addr))
@@ -373,29 +386,34 @@ class Established(Sending):
         offset = sender.next_offset
         overhead = 3 + size_uint_var(stream.stream_id) + (size_uint_var(offset) if offset else 0)
         before = sender.highest_offset
-        frame = sender.get_frame(
-            end - buf.tell() - overhead,
-            min(
-                before + self._remote_max_data - self._remote_max_data_used,
-                stream.max_stream_data_remote,
-            ),
-        )
-        if frame is None:
-            return False
-        length = len(frame.data)
-        frame_type = _STREAM.start | _STREAM_LENGTH
-        if frame.offset:
-            frame_type |= _STREAM_OFFSET
-        if frame.fin:
-            frame_type |= _STREAM_FIN
+        room = end - buf.tell() - overhead
+        limit = before + self._remote_max_data - self._remote_max_data_used
+        limit = min(limit, stream.max_stream_data_remote)
+        pending = sender._pending
+        if len(pending) == 1 and pending[0].stop <= limit and pending[0].stop - offset <= room:
+            # All that there is goes into this packet.
+            pending.shift()
+            base, stop = sender._buffer_start, sender._buffer_stop
+            data = bytes(memoryview(sender._buffer)[offset - base : stop - base])
+            sender.highest_offset = max(before, stop)
+            fin = sender._buffer_fin == stop
+            if fin:
+                sender._pending_eof = False
+            sender.buffer_is_empty = True
+        else:
+            frame = sender.get_frame(room, limit)
+            if frame is None:
+                return False
+            data, fin, stop = frame.data, frame.fin, frame.offset + len(frame.data)
+        frame_type = _STREAM.start | _STREAM_LENGTH | bool(offset) << 2 | fin
         buf.push_uint_var(frame_type)
         buf.push_uint_var(stream.stream_id)
-        if frame.offset:
-            buf.push_uint_var(frame.offset)
-        buf.push_uint16(length | 0x4000)
-        buf.push_bytes(frame.data)
+        if offset:
+            buf.push_uint_var(offset)
+        buf.push_uint16(len(data) | 0x4000)
+        buf.push_bytes(data)
         packet.in_flight = packet.is_ack_eliciting = True
-        delivered = (sender.on_data_delivery, (frame.offset, frame.offset + length, frame.fin))
+        delivered = (sender.on_data_delivery, (offset, stop, fin))
         packet.delivery_handlers.append((self._on_stream_delivery, (stream, *delivered)))
         self._remote_max_data_used += sender.highest_offset - before
         return True
@@ -470,7 +488,7 @@ def _is_due(limit: Limit) -> bool:
 class _Road:
     """What the straight road needs at every step."""
 
-    __slots__ = ("crypto", "crypto_stream", "path", "space")
+    __slots__ = ("context", "crypto", "crypto_stream", "path", "space")
 
     def __init__(
         self,
@@ -483,3 +501,6 @@ class _Road:
         self.space: QuicPacketSpace = space
         self.crypto: CryptoPair = crypto
         self.crypto_stream: QuicStream = crypto_stream
+        self.context: QuicReceiveContext = QuicReceiveContext(
+            Epoch.ONE_RTT, b"", path, None, 0.0, None
+        )

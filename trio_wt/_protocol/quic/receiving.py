@@ -19,7 +19,7 @@ from aioquic.tls import Epoch
 
 from . import contract  # noqa: F401  # before anything relies on what it checks
 from .config import EngineConfig
-from .credit import DataLimit, ReceiveWindow, StreamsLimit
+from .credit import ReceiveWindow, StreamsLimit
 from .reset_at import RESET_STREAM_AT, ReliableResets
 from .tables import ActiveStreams, Streams
 
@@ -51,7 +51,6 @@ class Receiving(QuicConnection):
         self._logger = self._loss._logger = quiet
         self._streams: Streams = Streams(self._forget)
         self._window = ReceiveWindow(config.connection_window, config.max_connection_window)
-        self._local_max_data = DataLimit(QuicFrameType.MAX_DATA, "max_data", self._window)
         self._local_max_streams_bidi = StreamsLimit(
             QuicFrameType.MAX_STREAMS_BIDI, "max_streams_bidi", config.max_streams
         )
@@ -84,7 +83,7 @@ class Receiving(QuicConnection):
     def consume(self, stream_id: int, count: int) -> bool:
         """The application took ``count`` bytes of a stream; whether there is credit to announce."""
         rtt = self._loss._rtt_smoothed
-        announce = self._window.consume(count, self._now, rtt)
+        announce = self._consume(count)
         window = self._windows.get(stream_id)
         if window is None:
             window = self._windows[stream_id] = ReceiveWindow(
@@ -97,6 +96,12 @@ class Receiving(QuicConnection):
                 announce = True
         return announce
 
+    def _consume(self, count: int) -> bool:
+        """Bytes that count on the connection; whether there is credit to announce."""
+        raised = self._window.consume(count, self._now, self._loss._rtt_smoothed)
+        self._local_max_data.value = self._window.limit
+        return raised
+
     def discard(self, stream_id: int, count: int) -> bool:
         """The application does not want ``count`` bytes of a stream that came all the same; as for `consume`.
 
@@ -106,7 +111,7 @@ class Receiving(QuicConnection):
         if window is None:
             window = self._windows[stream_id] = ReceiveWindow(self.config.stream_window, 0)
         window.consumed += count
-        return self._window.consume(count, self._now, self._loss._rtt_smoothed)
+        return self._consume(count)
 
     def settle(self, stream_id: int, final_size: int) -> bool:
         """Nothing of a stream will be consumed any more: give the rest of its bytes back to the connection.
@@ -116,7 +121,7 @@ class Receiving(QuicConnection):
         """
         window = self._windows.pop(stream_id, None)
         rest = final_size - (0 if window is None else window.consumed)
-        return rest > 0 and self._window.consume(rest, self._now, self._loss._rtt_smoothed)
+        return rest > 0 and self._consume(rest)
 
     def highest_received(self, stream_id: int) -> int:
         """The highest offset that a stream has reached: its final size once it is finished."""
@@ -128,6 +133,15 @@ class Receiving(QuicConnection):
         limit = self._stream_limit(stream_id)
         assert isinstance(limit, StreamsLimit)
         limit.released += 1
+
+    def _write_connection_limits(self, builder: QuicPacketBuilder, space: QuicPacketSpace) -> None:
+        # aioquic doubles the limit when half of it has arrived; it takes no notice of a limit nothing of which was used.
+        limit = self._local_max_data
+        used, limit.used = limit.used, 0
+        try:
+            super()._write_connection_limits(builder, space)
+        finally:
+            limit.used = used
 
     def _write_stream_limits(
         self, builder: QuicPacketBuilder, space: QuicPacketSpace, stream: QuicStream
