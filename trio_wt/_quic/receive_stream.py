@@ -37,7 +37,9 @@ class ReceiveStream(StreamBase, trio.abc.ReceiveStream):
         self._init_receiving()
 
     def _init_receiving(self) -> None:
+        # What has arrived; the first ``_head`` bytes of the first chunk were taken already.
         self._chunks: deque[bytes] = deque()
+        self._head = 0
         self._buffered = 0
         # How much of what is buffered has been credited to the peer already.
         self._credited = 0
@@ -70,12 +72,6 @@ class ReceiveStream(StreamBase, trio.abc.ReceiveStream):
             raise ValueError(f"max_bytes must be at least 1, and is {max_bytes}")
         if not await self._gather(1):
             return b""
-        chunks = self._chunks
-        if len(chunks) == 1 and (max_bytes is None or len(chunks[0]) <= max_bytes):
-            data = chunks.popleft()
-            self._buffered = 0
-            self._took(len(data))
-            return data
         return self._take(self._buffered if max_bytes is None else min(max_bytes, self._buffered))
 
     async def receive_exactly(self, count: int) -> bytes:
@@ -119,9 +115,11 @@ class ReceiveStream(StreamBase, trio.abc.ReceiveStream):
         searched = 0
         while True:
             more = await self._gather(min(searched, max_bytes) + 1)
-            found = self._joined().find(delimiter, max(0, searched - len(delimiter) + 1))
-            if found >= 0 and found + len(delimiter) <= max_bytes:
-                return self._take(found + len(delimiter))
+            front = self._front(max_bytes)
+            start = self._head + max(0, searched - len(delimiter) + 1)
+            found = front.find(delimiter, start, self._head + max_bytes)
+            if found >= 0:
+                return self._take(found + len(delimiter) - self._head)
             if self._buffered >= max_bytes:
                 raise ReadLimitExceeded(max_bytes)
             if not more:
@@ -210,22 +208,36 @@ class ReceiveStream(StreamBase, trio.abc.ReceiveStream):
             raise StreamReset(end.code, remote=end.remote)
         raise trio.ClosedResourceError("the stream was closed on this side")
 
-    def _joined(self) -> bytes:
-        if len(self._chunks) > 1:
-            joined = b"".join(self._chunks)
-            self._chunks.clear()
-            self._chunks.append(joined)
-        return self._chunks[0] if self._chunks else b""
+    def _front(self, count: int) -> bytes:
+        """The chunk at the front, made to hold the first ``count`` bytes, or all if there are fewer."""
+        chunks = self._chunks
+        if len(chunks) > 1 and len(chunks[0]) - self._head < count:
+            count = min(count, self._buffered)
+            front = self._pop(count)
+            self._buffered += count
+            chunks.appendleft(front)
+        return chunks[0] if chunks else b""
+
+    def _pop(self, count: int) -> bytes:
+        """Take the first ``count`` bytes out of the buffer."""
+        self._buffered -= count
+        pieces = []
+        while count:
+            chunk, head = self._chunks[0], self._head
+            piece = chunk[head : head + count] if head or count < len(chunk) else chunk
+            pieces.append(piece)
+            count -= len(piece)
+            if head + len(piece) == len(chunk):
+                self._chunks.popleft()
+                self._head = 0
+            else:
+                self._head = head + len(piece)
+        return pieces[0] if len(pieces) == 1 else b"".join(pieces)
 
     def _take(self, count: int) -> bytes:
-        data = self._joined()
-        rest = data[count:]
-        self._chunks.clear()
-        if rest:
-            self._chunks.append(rest)
-        self._buffered = len(rest)
+        data = self._pop(count)
         self._took(count)
-        return data[:count]
+        return data
 
     def _took(self, count: int) -> None:
         """Credit what was taken, as far as that was not done before."""
@@ -285,7 +297,7 @@ class ReceiveStream(StreamBase, trio.abc.ReceiveStream):
 
     def _drop(self) -> None:
         self._chunks.clear()
-        self._buffered = self._credited = 0
+        self._head = self._buffered = self._credited = 0
         if self._receive_wakeup is not None:
             self._receive_wakeup.wake()
 

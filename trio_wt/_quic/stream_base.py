@@ -27,6 +27,7 @@ class StreamBase(trio.abc.AsyncResource):
         "_credited",
         "_driver",
         "_finished",
+        "_head",
         "_priority",
         "_receive_end",
         "_receive_wakeup",

@@ -16,6 +16,7 @@ _SIGNATURES: Final = {
     "_close_end": "self",
     "_handle_ack_frame": "self context frame_type buf",
     "_handle_crypto_frame": "self context frame_type buf",
+    "_handle_padding_frame": "self context frame_type buf",
     "_handle_reset_stream_frame": "self context frame_type buf",
     "_handle_stop_sending_frame": "self context frame_type buf",
     "_handle_stream_frame": "self context frame_type buf",

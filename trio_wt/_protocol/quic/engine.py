@@ -24,6 +24,7 @@ from cryptography.hazmat.primitives.serialization import Encoding
 from ..path_mtu import BASE_SIZE, PathMtu
 from ..route import Route
 from .config import End, EndKind, EngineConfig
+from .congestion import hold_unused_window
 from .established import Established
 from .pacer import BurstPacer
 
@@ -106,6 +107,7 @@ class Engine(Established):
         self.peer_certificate: bytes | None = None
         self.rejection: Exception | None = None
         self._loss._pacer = self._pacer = BurstPacer(max_datagram_size=BASE_SIZE)
+        hold_unused_window(self._loss._cc)
         self._count_losses()
         if config.reset_token is not None:
             self._host_cids[0].stateless_reset_token = config.reset_token(self.host_cid)
@@ -135,7 +137,7 @@ class Engine(Established):
     def receive(self, data: bytes, route: Route, now: float) -> None:
         """Take a datagram in. Never raises."""
         self._now = now
-        if not data or self._state in _END_STATES:
+        if not data or self._close_event is not None:
             return
         active = self._network_paths[0] if self._network_paths else None
         try:

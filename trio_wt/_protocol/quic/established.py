@@ -330,6 +330,8 @@ class Established(Sending):
                 self._ack_eliciting_sent_since_receipt = True
             loss._pacer.update_after_send(now=now)
             out.append((data, road.path.addr))
+            if not (self._active or self._datagrams_pending):
+                break
         if _is_due(self._local_max_streams_bidi) or _is_due(self._local_max_streams_uni):
             # Streams were discarded just now, and the peer may open others.
             out += self.datagrams_to_send(now)
@@ -372,8 +374,7 @@ class Established(Sending):
                 served.append(stream)
             else:
                 rest.append(stream)
-        self._active.keep(rest)
-        self._active.extend(served)
+        self._active.keep(rest + served)
 
     def _push_stream(
         self, buf: Buffer, stream: QuicStream, packet: QuicSentPacket, end: int

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import json
+import os
 from collections import deque
 from typing import Any, Final
 
-from aioquic.quic.logger import QuicFileLogger, QuicLoggerTrace
+from aioquic.quic.logger import QLOG_VERSION, QuicFileLogger, QuicLoggerTrace
 
 __all__ = ["BoundedFileLogger"]
 
@@ -34,3 +36,13 @@ class BoundedFileLogger(QuicFileLogger):
         trace = _BoundedTrace(is_client=is_client, odcid=odcid)
         self._traces.append(trace)
         return trace
+
+    def end_trace(self, trace: QuicLoggerTrace) -> None:
+        """Write a trace; its name tells the role, as both ends may log into one folder."""
+        content = trace.to_dict()
+        name = f"{content['common_fields']['ODCID']}_{content['vantage_point']['type']}.qlog"
+        with open(os.path.join(self.path, name), "w", encoding="utf-8") as file:
+            json.dump(
+                {"qlog_format": "JSON", "qlog_version": QLOG_VERSION, "traces": [content]}, file
+            )
+        self._traces.remove(trace)
