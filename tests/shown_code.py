@@ -45,12 +45,15 @@ def _statements(node: ast.AST) -> Iterator[range]:
 
 
 @contextmanager
-def loaded(path: Path, *, replace: Mapping[str, str] | None = None) -> Iterator[Any]:
+def loaded(
+    path: Path, *, replace: Mapping[str, str] | None = None, complete: bool = True
+) -> Iterator[Any]:
     """Run a file as a module that is not the main one; every statement of it must run in the block.
 
     Args:
         path: the file.
         replace: what to put in place of other text before.
+        complete: False lets statements be left out.
 
     Yields:
         the names that the file defines, as attributes.
@@ -81,6 +84,10 @@ def loaded(path: Path, *, replace: Mapping[str, str] | None = None) -> Iterator[
     module = Module()
     module.__dict__.update(__name__=path.stem, __file__=name)
     before = sys.gettrace()
+    if not complete:
+        exec(compile(source, name, "exec", dont_inherit=True), module.__dict__)
+        yield module
+        return
     sys.settrace(trace_call)
     try:
         exec(compile(source, name, "exec", dont_inherit=True), module.__dict__)

@@ -393,14 +393,13 @@ class Established(Sending):
         pending = sender._pending
         if len(pending) == 1 and pending[0].stop <= limit and pending[0].stop - offset <= room:
             # All that there is goes into this packet.
-            pending.shift()
-            base, stop = sender._buffer_start, sender._buffer_stop
+            base, stop = sender._buffer_start, pending.shift().stop
             data = bytes(memoryview(sender._buffer)[offset - base : stop - base])
             sender.highest_offset = max(before, stop)
             fin = sender._buffer_fin == stop
             if fin:
                 sender._pending_eof = False
-            sender.buffer_is_empty = True
+            sender.buffer_is_empty = not sender._pending_eof
         else:
             frame = sender.get_frame(room, limit)
             if frame is None:
