@@ -38,6 +38,9 @@ VerifyCertificate: TypeAlias = Callable[
     ["x509.Certificate | None", Sequence[x509.Certificate]], None
 ]
 
+# RFC 9002 section 6.2.2; a smaller one takes every packet of a long way for lost.
+_INITIAL_RTT = 0.333
+
 # The cheapest first: every machine of the last ten years has instructions for AES.
 _CIPHER_SUITES = [
     CipherSuite.AES_128_GCM_SHA256,
@@ -144,6 +147,7 @@ class EngineConfig:
             congestion_control_algorithm=self.congestion_control,
             connection_id_length=CID_LENGTH,
             idle_timeout=self.idle_timeout,
+            initial_rtt=_INITIAL_RTT,
             is_client=self.is_client,
             max_data=self.connection_window,
             max_datagram_size=BASE_SIZE,

@@ -180,7 +180,8 @@ class Engine(Established):
         """What is due now and then: key updates, and path MTU discovery."""
         if self._packet_number - self._keys_updated_at >= self.config.key_update_packets:
             self.update_keys()
-        if self.mtu.size > BASE_SIZE and self._loss._pto_count >= _BLACK_HOLE_PTOS:
+        full = self.mtu.size > BASE_SIZE and self._loss._rtt_initialized
+        if full and self._loss._pto_count >= _BLACK_HOLE_PTOS:
             self.mtu.black_hole(now)
             self._resize()
         # To an address that is not validated only a little may be sent (RFC 9000 section 8.1).

@@ -78,7 +78,9 @@ class Sending(Receiving):
         stream = self._streams.get(stream_id)
         if stream is None or stream.sender._reset_error_code is not None:
             return 0
-        return stream.sender._buffer_stop - stream.sender.highest_offset
+        reset = self._reliable_resets.get(stream_id)
+        stop = stream.sender._buffer_stop if reset is None else reset.reliable_size
+        return max(0, stop - stream.sender.highest_offset)
 
     @property
     def undelivered(self) -> bool:
@@ -86,7 +88,9 @@ class Sending(Receiving):
         return any(
             not stream.sender.is_finished
             and (
-                stream.sender._buffer_fin is not None or stream.sender._reset_error_code is not None
+                stream.sender._buffer_fin is not None
+                or stream.sender._reset_error_code is not None
+                or stream.stream_id in self._reliable_resets
             )
             for stream in self._streams.every()
         )
