@@ -14,6 +14,7 @@ __all__ = ["check_aioquic"]
 _SIGNATURES: Final = {
     "_add_network_path": "self network_path",
     "_close_end": "self",
+    "_confirm_handshake": "self",
     "_handle_ack_frame": "self context frame_type buf",
     "_handle_crypto_frame": "self context frame_type buf",
     "_handle_padding_frame": "self context frame_type buf",

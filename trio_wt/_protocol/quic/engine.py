@@ -383,6 +383,11 @@ class Engine(Established):
         if self._handshake_complete and not was_complete:
             self._verify_peer(frame_type)
 
+    def _confirm_handshake(self) -> None:
+        super()._confirm_handshake()
+        # What TLS wrote its messages into, 48 KiB in all; after the handshake it has none to write.
+        self._crypto_buffers = {epoch: Buffer(capacity=1) for epoch in self._crypto_buffers}
+
     def _verify_peer(self, frame_type: int) -> None:
         """Judge the peer's certificate before anything is sent to it, or told of it."""
         certificate = self.tls._peer_certificate
