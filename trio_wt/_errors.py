@@ -82,7 +82,8 @@ def _rebuild(
 class ConnectionClosedOK(ConnectionClosed, trio.EndOfChannel):
     """The connection ended cleanly, so iteration just stops.
 
-    The peer closed with code 1000, 1001 or none, or it answered our own Close, whatever its code.
+    For a WebSocket: the peer closed with code 1000, 1001 or none, or it answered our own Close, whatever its code. For QUIC:
+    the peer closed with code 0.
     """
 
 

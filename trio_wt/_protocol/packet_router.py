@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import hmac
+import ipaddress
 import os
 from collections import OrderedDict
 from collections.abc import Hashable, Sequence
@@ -246,7 +247,10 @@ class PacketRouter(Generic[ConnectionT]):
         if header.token:
             try:
                 original = self._tokens.validate_token(
-                    address=route.remote, destination_cid=cid, token=header.token, now=now
+                    address=_token_address(route),
+                    destination_cid=cid,
+                    token=header.token,
+                    now=now,
                 )
             except Exception:  # a peer's bytes
                 return self._may_reply(now, _refuse_token(header))
@@ -286,7 +290,7 @@ class PacketRouter(Generic[ConnectionT]):
         assert header.version is not None
         source_cid = os.urandom(CID_LENGTH)
         token = self._tokens.create_token(
-            address=route.remote,
+            address=_token_address(route),
             original_destination_connection_id=header.destination_cid,
             retry_source_connection_id=source_cid,
             now=now,
@@ -319,6 +323,16 @@ class PacketRouter(Generic[ConnectionT]):
         closing.packets += 1
         rarely = closing.packets & (closing.packets - 1) == 0
         return self._may_reply(now, closing.data) if closing.data and rarely else None
+
+
+def _token_address(route: Route) -> tuple[str, int]:
+    """A peer's address as tokens hold it: any other kind of host than an IP address, by a digest."""
+    host, port = route.remote[:2]
+    try:
+        ipaddress.ip_address(host)
+    except ValueError:
+        host = str(ipaddress.IPv6Address(hashlib.sha256(str(host).encode()).digest()[:16]))
+    return host, port
 
 
 def _refuse_token(header: QuicHeader) -> bytes:

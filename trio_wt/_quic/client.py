@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Sequence
-from contextlib import asynccontextmanager
-from dataclasses import dataclass
+from contextlib import asynccontextmanager, suppress
+from dataclasses import dataclass, replace
 from typing import Final, TextIO, Unpack
 
 import trio
 
-from .._errors import HandshakeFailed
+from .._errors import ConnectionClosed, HandshakeFailed
 from .._protocol.packet_router import PacketRouter
 from .._protocol.quic import VERSIONS, Engine, EngineConfig, SessionTicket
 from .._protocol.route import Route, Sockaddr
@@ -105,6 +105,9 @@ class _Plan:
     def connect(self, endpoint: Endpoint, route: Route, scope: trio.CancelScope) -> Driver:
         """A connection whose first packet waits to be sent."""
         ticket = None if self.store is None else self.store.take(self.key)
+        if ticket is not None and not self.early_data:
+            # Otherwise it would offer early data, and be told that none of it was refused.
+            ticket = replace(ticket, max_early_data_size=None)
         certificate = self.tls.certificate
         config = EngineConfig(
             is_client=True,
@@ -229,10 +232,16 @@ class _Race:
         self._failures: list[str] = []
 
     async def goodbye(self, exc: BaseException | None) -> None:
-        if self._winner is None:
+        winner = self._winner
+        if winner is None:
             await trio.lowlevel.checkpoint()
-        else:
-            await self._winner.goodbye(exc)
+            return
+        if exc is None and self._plan.store is not None and winner.may_be_early:
+            # The ticket for the next time comes after the handshake.
+            with suppress(ConnectionClosed, trio.ClosedResourceError):
+                with trio.move_on_after(winner.settings.close_timeout):
+                    await winner.ping()
+        await winner.goodbye(exc)
 
     def close(self) -> None:
         """Close the sockets that are ours."""
@@ -340,9 +349,8 @@ class _Race:
         driver.can_migrate = endpoint in self._endpoints
         self._attempts.append(driver)
         services.start_soon(driver.run_writer, name="trio_wt QUIC writer")
-        resuming = driver.engine.config.session_ticket is not None
         try:
-            if not (self._plan.early_data and resuming):
+            if not driver.may_be_early:
                 while driver.handshake is None and driver.end is None:
                     await driver.wait_changed()
             if driver.end is None and self._winner is None:

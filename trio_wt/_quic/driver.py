@@ -477,6 +477,12 @@ class Driver:
     # ---- figures
 
     @property
+    def may_be_early(self) -> bool:
+        """Whether a client may send data before the handshake is complete, or could."""
+        ticket = self.engine.config.session_ticket
+        return ticket is not None and bool(ticket.max_early_data_size)
+
+    @property
     def has_arrivals(self) -> bool:
         """Whether the peer has sent something for the application."""
         return bool(self._streams or self.datagrams.unread)

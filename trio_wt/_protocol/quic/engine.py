@@ -233,7 +233,7 @@ class Engine(Established):
         if event is None:
             return None
         if self._lost:
-            return End(EndKind.LOST, 0, event.reason_phrase, True)
+            return End(EndKind.LOST, 0, event.reason_phrase.lower(), True)
         kind = EndKind.APPLICATION if event.frame_type is None else EndKind.TRANSPORT
         return End(kind, event.error_code, event.reason_phrase, self._closed_by_peer)
 

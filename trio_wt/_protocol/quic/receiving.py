@@ -222,9 +222,15 @@ class Receiving(QuicConnection):
     def _handle_reset_stream_frame(
         self, context: QuicReceiveContext, frame_type: int, buf: Buffer
     ) -> None:
-        stream_id = _peek(buf)
+        start = buf.tell()
+        stream_id, _, final_size = (buf.pull_uint_var() for _ in range(3))
+        buf.seek(start)
+        awaited = self._resets.awaited.pop(stream_id, None)
+        if awaited is not None and awaited.final_size != final_size:
+            raise QuicConnectionError(
+                QuicErrorCode.FINAL_SIZE_ERROR, frame_type, "the final size was another"
+            )
         super()._handle_reset_stream_frame(context, frame_type, buf)
-        self._resets.awaited.pop(stream_id, None)
         self._activate(stream_id)
 
     def _handle_stop_sending_frame(
