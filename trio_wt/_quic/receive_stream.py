@@ -7,6 +7,7 @@ its window. `receive_exactly` and its kin grant credit for what they were asked 
 from __future__ import annotations
 
 from collections import deque
+from operator import index
 from typing import TYPE_CHECKING, Final
 
 import trio
@@ -68,7 +69,7 @@ class ReceiveStream(StreamBase, trio.abc.ReceiveStream):
             trio.BusyResourceError: another task is receiving.
             trio.ClosedResourceError: the stream was closed on this side.
         """
-        if max_bytes is not None and max_bytes < 1:
+        if max_bytes is not None and index(max_bytes) < 1:
             raise ValueError(f"max_bytes must be at least 1, and is {max_bytes}")
         if not await self._gather(1):
             return b""

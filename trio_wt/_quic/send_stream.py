@@ -106,18 +106,16 @@ class SendStream(StreamBase, trio.abc.SendStream):
         """
         if self._sending:
             raise trio.BusyResourceError("another task is sending on this stream")
-        await trio.lowlevel.checkpoint()
-        if self._send_end is trio.ClosedResourceError:
-            self._raise_send_end()
         limit = self._driver.settings.send_buffer
         self._sending = True
         try:
+            await trio.lowlevel.checkpoint()
             while self._send_end is None and self._driver.engine.unsent(self._stream_id) >= limit:
                 await self._wait_room()
-            if self._send_end is trio.ClosedResourceError:
-                self._raise_send_end()
         finally:
             self._sending = False
+        if self._send_end is trio.ClosedResourceError:
+            self._raise_send_end()
 
     async def _wait_room(self) -> None:
         if self._send_wakeup is None:
@@ -181,8 +179,7 @@ class SendStream(StreamBase, trio.abc.SendStream):
         self._close_sending()
 
     def _close_sending(self) -> None:
-        if self._send_end is None:
-            self._send_end = trio.ClosedResourceError
+        self._send_end = trio.ClosedResourceError
         self._wake_sender()
         self._done()
 
