@@ -38,9 +38,13 @@ class PathMtu:
         self._pending: int | None = None
         self._probe_at = 0.0
 
+    def is_due(self, now: float) -> bool:
+        """Whether `probe` may have something to send now."""
+        return self._pending is None and now >= self._probe_at
+
     def probe(self, now: float) -> int | None:
         """The size of a probe to send now, which then is under way; None for none."""
-        if self._pending is not None or now < self._probe_at:
+        if not self.is_due(now):
             return None
         larger = [size for size in (*_CANDIDATES, self.maximum) if self.size < size <= self.maximum]
         if not larger:

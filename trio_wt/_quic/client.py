@@ -99,15 +99,17 @@ class _Plan:
     settings: QuicSettings
     store: SessionStore | None
     key: SessionKey
-    early_data: bool
+    tickets: list[SessionTicket]
     handshake_timeout: float
+
+    @property
+    def is_early(self) -> bool:
+        """Whether the next connection may send data before its handshake is complete."""
+        return bool(self.tickets and self.tickets[-1].max_early_data_size)
 
     def connect(self, endpoint: Endpoint, route: Route, scope: trio.CancelScope) -> Driver:
         """A connection whose first packet waits to be sent."""
-        ticket = None if self.store is None else self.store.take(self.key)
-        if ticket is not None and not self.early_data:
-            # Otherwise it would offer early data, and be told that none of it was refused.
-            ticket = replace(ticket, max_early_data_size=None)
+        ticket = self.tickets.pop() if self.tickets else None
         certificate = self.tls.certificate
         config = EngineConfig(
             is_client=True,
@@ -205,7 +207,7 @@ async def open_quic(
         quic_settings,
         session_store,
         key,
-        early_data,
+        _tickets(session_store, key, early_data=early_data),
         handshake_timeout,
     )
     race = _Race(plan, host, port)
@@ -300,7 +302,7 @@ class _Race:
     async def _run_all(self, services: Services, local_address: tuple[str, int] | None) -> None:
         found = await trio.socket.getaddrinfo(self._host, self._port, type=trio.socket.SOCK_DGRAM)
         addresses = _in_turns([(entry[0], entry[4]) for entry in found])
-        if self._plan.early_data:
+        if self._plan.is_early:
             addresses = addresses[:1]  # early data goes to one server only
         async with trio.open_nursery() as nursery:
             for family, remote in addresses:
@@ -360,6 +362,19 @@ class _Race:
         finally:
             if self._winner is not driver:
                 driver.shut(0, "", transport=True)
+
+
+def _tickets(
+    store: SessionStore | None, key: SessionKey, *, early_data: bool
+) -> list[SessionTicket]:
+    """The session to resume, if there is one; each can be resumed once."""
+    ticket = None if store is None else store.take(key)
+    if ticket is None:
+        return []
+    if not early_data:
+        # Otherwise TLS would offer early data, and the server's answer to that would be about nothing.
+        ticket = replace(ticket, max_early_data_size=None)
+    return [ticket]
 
 
 def _in_turns(addresses: Sequence[tuple[int, Sockaddr]]) -> list[tuple[int, Sockaddr]]:

@@ -6,7 +6,7 @@ import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from .._errors import ConnectionClosed
+from .._errors import ConnectionClosed, HandshakeFailed
 
 __all__ = ["contain_errors"]
 
@@ -40,11 +40,17 @@ def contain_errors(message: str, *, propagate: bool) -> Iterator[None]:
 
 
 def _log(message: str, exc: Exception) -> None:
-    if not _is_only_closed(exc):
+    rest: BaseException | None = exc
+    if isinstance(exc, ExceptionGroup):
+        rest = exc.split(_is_only_an_end)[1]
+    elif _is_only_an_end(exc):
+        rest = None
+    if rest is not None:
         logger.error(message, exc_info=exc)
 
 
-def _is_only_closed(exc: Exception) -> bool:
-    if isinstance(exc, ExceptionGroup):
-        return exc.split(ConnectionClosed)[1] is None
+def _is_only_an_end(exc: BaseException) -> bool:
+    """Whether this is what any peer can bring about by going away."""
+    if isinstance(exc, HandshakeFailed):
+        return isinstance(exc.__cause__, ConnectionClosed)
     return isinstance(exc, ConnectionClosed)

@@ -26,6 +26,7 @@ from ..route import Route
 from .config import End, EndKind, EngineConfig
 from .congestion import hold_unused_window
 from .established import Established
+from .keys import UpdatedKeys
 from .pacer import BurstPacer
 
 __all__ = ["Datagram", "Engine", "PathChanged"]
@@ -109,7 +110,8 @@ class Engine(Established):
         self._loss._pacer = self._pacer = BurstPacer(max_datagram_size=BASE_SIZE)
         hold_unused_window(self._loss._cc)
         self._count_losses()
-        if config.reset_token is not None:
+        # Only a server's first id may have one (RFC 9000 section 18.2).
+        if config.reset_token is not None and not config.is_client:
             self._host_cids[0].stateless_reset_token = config.reset_token(self.host_cid)
         self._lost = False
         self._closed_by_peer = False
@@ -185,10 +187,17 @@ class Engine(Established):
             self.mtu.black_hole(now)
             self._resize()
         # To an address that is not validated only a little may be sent (RFC 9000 section 8.1).
-        if self._network_paths[0].is_validated:
+        if self.mtu.is_due(now) and self._network_paths[0].is_validated:
             size = self.mtu.probe(now)
             if size is not None:
                 out += self._probe_mtu(size, now)
+
+    @property
+    def has_work(self) -> bool:
+        """Whether something may have to be sent now; if not, the timer tells when."""
+        return super().has_work or (
+            self.mtu.is_due(self._now) and self._network_paths[0].is_validated
+        )
 
     @property
     def timer(self) -> float | None:
@@ -343,6 +352,7 @@ class Engine(Established):
 
     def _initialize(self, peer_cid: bytes) -> None:
         super()._initialize(peer_cid)
+        self._cryptos[Epoch.ONE_RTT] = UpdatedKeys(self._cryptos[Epoch.ONE_RTT])
         self.tls._request_client_certificate = self.config.request_certificate
         if not self.config.early_data:
             self.tls._max_early_data = None
@@ -429,16 +439,19 @@ class Engine(Established):
         Returns:
             whether that is possible: the peer must have given out a spare connection id.
         """
-        for path in self._network_paths:
-            if path.addr == route:
-                path.local_challenge_sent = False
-                return True
-        if not self._peer_cid_available:
-            return False
-        path = QuicNetworkPath(route)
-        # A connection id is never used from two addresses (RFC 9000 section 9.5).
-        path.peer_cid = self._peer_cid_available.pop(0)
-        self._add_network_path(path)
+        if self.route == route:
+            return True
+        path = next((path for path in self._network_paths if path.addr == route), None)
+        if path is None:
+            path = QuicNetworkPath(route)
+        if path.peer_cid is None:
+            if not self._peer_cid_available:
+                return False
+            # A connection id is never used from two addresses (RFC 9000 section 9.5).
+            path.peer_cid = self._peer_cid_available.pop(0)
+        path.is_validated = path.local_challenge_sent = False
+        if path not in self._network_paths:
+            self._add_network_path(path)
         return True
 
     def abandon_path(self, route: Route) -> None:
@@ -454,6 +467,10 @@ class Engine(Established):
         self._events.append(PathChanged(route))
         self.mtu.restart(self._now)
         self._resize()
+        if self._is_client:
+            # The server sends to the new address only.
+            for path in self._network_paths[1:]:
+                self.abandon_path(path.addr)
         if self._is_client or previous.remote[0] != route.remote[0]:
             # Another network: what was learnt of the old one is void (RFC 9000 section 9.4).
             self._loss._cc.congestion_window = 10 * BASE_SIZE

@@ -252,14 +252,21 @@ class Established(Sending):
             or self._reliable_resets
             or self._streams.dirty
             or self._state is not QuicConnectionState.CONNECTED
-            or len(self._network_paths) > 1
             or road.path is not self._network_paths[0]
+            or (len(self._network_paths) > 1 and self._is_probing())
             or road.path.remote_challenges
             or not road.crypto_stream.sender.buffer_is_empty
             or self._local_max_data.value != self._local_max_data.sent
             or self._ids_unsent
             or _is_due(self._local_max_streams_bidi)
             or _is_due(self._local_max_streams_uni)
+        )
+
+    def _is_probing(self) -> bool:
+        """Whether another path is to be asked, or answered, for a sign of life."""
+        return any(
+            path.remote_challenges or not (path.is_validated or path.local_challenge_sent)
+            for path in self._network_paths[1:]
         )
 
     @property
