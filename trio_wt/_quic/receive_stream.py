@@ -216,6 +216,9 @@ class ReceiveStream(StreamBase, trio.abc.ReceiveStream):
             count = min(count, self._buffered)
             front = self._pop(count)
             self._buffered += count
+            if self._head:
+                chunks[0] = chunks[0][self._head :]
+                self._head = 0
             chunks.appendleft(front)
         return chunks[0] if chunks else b""
 
