@@ -1,0 +1,1 @@
+"""A benchmark of QUIC libraries, run as ``python -m tests.bench.quic``; see ../README.md."""
