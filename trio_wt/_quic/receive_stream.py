@@ -164,6 +164,7 @@ class ReceiveStream(StreamBase, trio.abc.ReceiveStream):
         check_code(code)
         if self._receive_end is None:
             self._driver.engine.stop(self._stream_id, code)
+            self._driver.wake()
         self._close_receiving()
 
     async def aclose(self) -> None:
@@ -316,7 +317,6 @@ class ReceiveStream(StreamBase, trio.abc.ReceiveStream):
         self._drop()
         if ended:
             self._driver.settle(self._stream_id)
-        self._driver.wake()
         self._done()
 
     def _finish(self) -> None:

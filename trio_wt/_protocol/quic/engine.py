@@ -141,6 +141,8 @@ class Engine(Established):
         self._now = now
         if not data or self._close_event is not None:
             return
+        if not self._events:
+            self._final_sizes.clear()
         active = self._network_paths[0] if self._network_paths else None
         try:
             if not self._receive_short(data, route, now):
@@ -227,7 +229,7 @@ class Engine(Established):
             self._path_changed(path.addr)
 
     def take_events(self) -> deque[events.QuicEvent]:
-        """What has happened since the last call."""
+        """What has happened since the last call; to be made use of before the next datagram is taken in."""
         taken = self._events
         if taken:
             self._events = deque()

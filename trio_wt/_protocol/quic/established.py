@@ -232,7 +232,7 @@ class Established(Sending):
                 if fin:
                     receiver._final_size = end
                     receiver.is_finished = True
-                    self._active.append(stream)
+                    self._discard_finished(stream)
                 self._events.append(StreamDataReceived(data, fin, stream_id))
                 return
         buf.seek(start)
@@ -375,9 +375,7 @@ class Established(Sending):
         served = []
         rest = []
         for stream in self._active:
-            if stream.is_finished:
-                self._discard(stream)
-            elif self._push_stream(buf, stream, packet, end):
+            if self._push_stream(buf, stream, packet, end):
                 served.append(stream)
             else:
                 rest.append(stream)
@@ -424,13 +422,6 @@ class Established(Sending):
         packet.delivery_handlers.append((self._on_stream_delivery, (stream, *delivered)))
         self._remote_max_data_used += sender.highest_offset - before
         return True
-
-    def _discard(self, stream: QuicStream) -> None:
-        """Forget a finished stream, for which the peer may open another in time (RFC 9000 section 4.6)."""
-        assert stream.stream_id is not None
-        self._streams.pop(stream.stream_id)
-        if (stream.stream_id & 1) == self._is_client:
-            self._stream_limit(stream.stream_id).value += 1
 
     def _protect(
         self, crypto: CryptoPair, buf: Buffer, header_size: int, packet: QuicSentPacket

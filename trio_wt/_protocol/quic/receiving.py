@@ -59,6 +59,8 @@ class Receiving(QuicConnection):
         )
         self._windows: dict[int, ReceiveWindow] = {}
         self._resets = ReliableResets()
+        # Of the streams that were forgotten since events were taken last.
+        self._final_sizes: dict[int, int] = {}
         self._frame_handlers: dict[int, Any] = self.__dict__["_QuicConnection__frame_handlers"]
         epochs = frozenset((Epoch.ZERO_RTT, Epoch.ONE_RTT))
         self._frame_handlers[RESET_STREAM_AT] = (self._handle_reset_stream_at, epochs)
@@ -126,7 +128,9 @@ class Receiving(QuicConnection):
     def highest_received(self, stream_id: int) -> int:
         """The highest offset that a stream has reached: its final size once it is finished."""
         stream = self._streams.get(stream_id)
-        return 0 if stream is None else stream.receiver.highest_offset
+        if stream is None:
+            return self._final_sizes.get(stream_id, 0)
+        return stream.receiver.highest_offset
 
     def release(self, stream_id: int) -> None:
         """The application is done with a stream that the peer opened, which may open another for it."""
@@ -211,7 +215,7 @@ class Receiving(QuicConnection):
             )
         if receiver.is_finished:
             self._resets.awaited.pop(stream_id, None)
-            self._active.append(stream)
+            self._discard_finished(stream)
         elif len(receiver._ranges) > self.config.max_gaps:
             raise QuicConnectionError(
                 QuicErrorCode.FLOW_CONTROL_ERROR, frame_type, "too many gaps in a stream"
@@ -231,19 +235,35 @@ class Receiving(QuicConnection):
                 QuicErrorCode.FINAL_SIZE_ERROR, frame_type, "the final size was another"
             )
         super()._handle_reset_stream_frame(context, frame_type, buf)
-        self._activate(stream_id)
+        stream = self._streams.get(stream_id)
+        if stream is not None:
+            self._discard_finished(stream)
 
     def _handle_stop_sending_frame(
         self, context: QuicReceiveContext, frame_type: int, buf: Buffer
     ) -> None:
         stream_id = _peek(buf)
         super()._handle_stop_sending_frame(context, frame_type, buf)
-        self._activate(stream_id)
-
-    def _activate(self, stream_id: int) -> None:
         stream = self._streams.get(stream_id)
         if stream is not None:
-            self._active.append(stream)
+            self._active.append(stream)  # to be reset
+
+    def _discard_finished(self, stream: QuicStream) -> None:
+        """Forget a stream if both of its directions are over; the peer may open another for it in time.
+
+        aioquic does that when it builds packets next, which nothing else may be a reason for.
+        """
+        if not stream.is_finished:
+            return
+        stream_id = stream.stream_id
+        assert stream_id is not None
+        if stream_id in self._streams:
+            # An event that is to be taken yet may be about it.
+            self._final_sizes[stream_id] = stream.receiver.highest_offset
+            self._streams.pop(stream_id)
+            self._active.remove(stream_id)
+            if (stream_id & 1) == self._is_client:
+                self._stream_limit(stream_id).value += 1
 
     def _handle_reset_stream_at(
         self, context: QuicReceiveContext, frame_type: int, buf: Buffer
@@ -288,7 +308,7 @@ class Receiving(QuicConnection):
         event = receiver.handle_reset(final_size=due.final_size, error_code=due.code)
         if event is not None:
             self._events.append(event)
-        self._active.append(stream)
+        self._discard_finished(stream)
 
 
 def _peek(buf: Buffer) -> int:

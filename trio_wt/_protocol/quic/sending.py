@@ -203,8 +203,7 @@ class Sending(Receiving):
         """A stream reset by RESET_STREAM_AT is done once the frame and the reliable part have arrived."""
         if reset.acknowledged and stream.sender._buffer_start >= reset.reliable_size:
             stream.sender.is_finished = True
-            if stream.stream_id in self._streams:
-                self._active.append(stream)
+            self._discard_finished(stream)
 
     def _forget(self, stream_id: int) -> None:
         super()._forget(stream_id)
@@ -253,9 +252,11 @@ class Sending(Receiving):
         ):
             return
         handler(delivery, *args)
-        unsettled = delivery is not QuicDeliveryState.ACKED or stream.is_finished
-        if unsettled and stream.stream_id in self._streams:
-            self._active.append(stream)
+        if delivery is not QuicDeliveryState.ACKED:
+            if stream.stream_id in self._streams:
+                self._active.append(stream)
+        elif stream.sender.is_finished:
+            self._discard_finished(stream)
 
     def _on_cut_delivery(
         self, delivery: QuicDeliveryState, stream: QuicStream, start: int, stop: int

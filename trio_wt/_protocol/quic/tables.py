@@ -70,6 +70,10 @@ class ActiveStreams:
         assert stream.stream_id is not None
         self._streams.setdefault(stream.stream_id, stream)
 
+    def remove(self, stream_id: int) -> None:
+        """A stream is no more."""
+        self._streams.pop(stream_id, None)
+
     def extend(self, served: Iterable[QuicStream]) -> None:
         """These were served, and go to the end."""
         for stream in served:
