@@ -53,7 +53,7 @@ class _OpenStream(AbstractAsyncContextManager[StreamT], Generic[StreamT]):
         exc: BaseException | None,
         traceback: TracebackType | None,
     ) -> bool:
-        return await self._stream.__aexit__(exc_type, exc, traceback)
+        return await self._stream.__aexit__(exc_type, exc, traceback)  # noqa: ASYNC102
 
 
 class Connection:

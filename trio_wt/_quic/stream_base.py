@@ -80,7 +80,7 @@ class StreamBase(trio.abc.AsyncResource):
             self._abort(settings.failed_code)
         swallowed = self.cancel_scope.__exit__(exc_type, exc, traceback)
         if exc is None:
-            await trio.lowlevel.checkpoint()
+            await trio.lowlevel.checkpoint()  # noqa: ASYNC102
         else:
             await trio.lowlevel.cancel_shielded_checkpoint()
         return swallowed or isinstance(exc, StreamAbort)

@@ -89,8 +89,8 @@ class CertificateRejected(HandshakeFailed):
 
     def __init__(self, alert: int, message: str) -> None:
         super().__init__(alert, message)
-        self.alert = int(alert)
-        self.message = message
+        self.alert: int = int(alert)
+        self.message: str = message
 
     def __str__(self) -> str:
         return self.message
