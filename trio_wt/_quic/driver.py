@@ -46,6 +46,7 @@ from .._protocol.quic import (
 from .._protocol.route import Route
 from .._util import Wakeup
 from .datagrams import Datagrams
+from .endings import error_code
 from .incoming import IncomingStreams
 from .receive_stream import ReceiveStream
 from .send_stream import SendStream
@@ -452,10 +453,8 @@ class Driver:
             with trio.move_on_after(self.settings.close_timeout):
                 await self.drain()
             self.shut(0, "")
-        elif isinstance(exc, trio.Cancelled):
-            self.shut(self.settings.cancelled_code, "")
         else:
-            self.shut(self.settings.failed_code, "")
+            self.shut(error_code(exc, self.settings), "")
         with trio.move_on_after(self.settings.close_timeout):
             await self.wait_finished()
 

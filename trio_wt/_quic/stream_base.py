@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Final, Self
 
 import trio
 
-from .._errors import StreamAbort
+from .endings import error_code, without_aborts
 
 if TYPE_CHECKING:
     from .driver import Driver
@@ -69,21 +69,21 @@ class StreamBase(trio.abc.AsyncResource):
         exc: BaseException | None,
         traceback: TracebackType | None,
     ) -> bool:
-        settings = self._driver.settings
         if exc is None:
             self._finish()
-        elif isinstance(exc, StreamAbort):
-            self._abort(exc.code)
-        elif isinstance(exc, trio.Cancelled):
-            self._abort(settings.cancelled_code)
         else:
-            self._abort(settings.failed_code)
+            self._abort(error_code(exc, self._driver.settings))
         swallowed = self.cancel_scope.__exit__(exc_type, exc, traceback)
         if exc is None:
             await trio.lowlevel.checkpoint()  # noqa: ASYNC102
-        else:
-            await trio.lowlevel.cancel_shielded_checkpoint()
-        return swallowed or isinstance(exc, StreamAbort)
+            return False
+        await trio.lowlevel.cancel_shielded_checkpoint()
+        if swallowed:
+            return True
+        rest = without_aborts(exc)
+        if rest is None or rest is exc:
+            return rest is None
+        raise rest
 
     def _finish(self) -> None:
         """The block is over, and all went well."""
