@@ -24,18 +24,31 @@ exclude_patterns = ["_build", "code"]
 # leads out of this package.
 default_role = "py:obj"
 nitpicky = True
-_ALIASES = ["Address", "HeadersLike", "Listener", "Message", "OnRequest", "Origins", "Parameters"]
-_ELSEWHERE = r"(collections|contextlib|os|re|ssl|trio|typing|urllib)\..*"
+_ALIASES = [
+    "Address",
+    "Filter",
+    "HeadersLike",
+    "Key",
+    "Listener",
+    "Message",
+    "OnRequest",
+    "Origins",
+    "Parameters",
+    "ServerTLSSource",
+]
+_ELSEWHERE = r"(collections|contextlib|cryptography|os|re|socket|ssl|trio|typing|urllib)\..*"
 _BUILT_IN = "str|bytes|int|float|bool|None|memoryview|bytearray|.*Error|ClassVar"
 nitpick_ignore_regex = [
     ("py:.*", _ELSEWHERE),
     ("py:.*", _BUILT_IN),
     ("py:.*", "|".join(_ALIASES)),
-    ("py:.*", r"trio_wt\._.*\.(T|SettingsKwargs)|TypeAliasForwardRef"),
+    ("py:.*", r"trio_wt\._.*\.(T|StreamT|(Quic)?SettingsKwargs)|TypeAliasForwardRef"),
     # attributes that a class says in its docstring
     ("py:obj", "rsv"),
     # `WebSocket.send`, from where the settings are
     ("py:obj", "send"),
+    # the module
+    ("py:obj", "socket"),
 ]
 
 autodoc_member_order = "bysource"
@@ -53,12 +66,22 @@ html_copy_source = False
 # Classes whose objects the package makes: how it makes them is nobody's business.
 _MADE_HERE = {
     "Attempt",
+    "Connection",
+    "Datagrams",
+    "IncomingStreams",
+    "QuicEndpoint",
+    "QuicStatistics",
     "ReceiveMessageStream",
+    "ReceiveStream",
     "Reconnect",
     "Request",
     "SendMessageStream",
+    "SendStream",
     "Statistics",
+    "Stream",
     "WebSocket",
+    "testing.NetworkSocket",
+    "testing.NetworkStatistics",
 }
 
 
@@ -86,6 +109,26 @@ def tidy_signature(
     return signature, returns
 
 
+# Napoleon takes what stands before a colon in a property's docstring for its type.
+_properties: dict[str, list[str]] = {}
+
+
+def keep_docstring(
+    app: Sphinx, what: str, name: str, obj: object, options: object, lines: list[str]
+) -> None:
+    """Before napoleon sees it."""
+    if what == "property":
+        _properties[name] = list(lines)
+
+
+def restore_docstring(
+    app: Sphinx, what: str, name: str, obj: object, options: object, lines: list[str]
+) -> None:
+    """After napoleon has seen it."""
+    if what == "property":
+        lines[:] = _properties.pop(name)
+
+
 def find_in_package(
     app: Sphinx, env: BuildEnvironment, node: pending_xref, content: Element
 ) -> Element | None:
@@ -100,3 +143,5 @@ def setup(app: Sphinx) -> None:
     """Called by Sphinx."""
     app.connect("missing-reference", find_in_package)
     app.connect("autodoc-process-signature", tidy_signature)
+    app.connect("autodoc-process-docstring", keep_docstring, priority=400)
+    app.connect("autodoc-process-docstring", restore_docstring, priority=600)

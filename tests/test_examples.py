@@ -5,8 +5,10 @@ from __future__ import annotations
 import importlib.util
 import json
 import ssl
-from collections.abc import AsyncIterator
+import sys
+from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
+from functools import partial
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -21,6 +23,14 @@ import trio_wt
 from tests.shown_code import ROOT
 
 EXAMPLES = ROOT / "examples"
+
+
+@pytest.fixture(autouse=True)
+def examples_find_each_other(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """As when they run as programs."""
+    monkeypatch.syspath_prepend(str(EXAMPLES))
+    yield
+    sys.modules.pop("quic_common", None)
 
 
 def example(name: str) -> ModuleType:
@@ -181,3 +191,177 @@ async def test_several_tasks(capsys: pytest.CaptureFixture[str]) -> None:
     assert "it is " in shown
     assert "tell_time" in shown
     assert "trio_wt reader" in shown
+
+
+# ---- QUIC: each with both ends, then with its command line, and with what people get wrong
+
+
+async def program(name: str, *arguments: str) -> tuple[int, str, str]:
+    """Run an example as a program: its exit code, and what it writes to stdout and stderr."""
+    done = await trio.run_process(
+        [sys.executable, str(EXAMPLES / f"{name}.py"), *arguments],
+        capture_stdout=True,
+        capture_stderr=True,
+        check=False,
+    )
+    return done.returncode, done.stdout.decode(), done.stderr.decode()
+
+
+@asynccontextmanager
+async def serving(name: str, *args: Any) -> AsyncIterator[tuple[ModuleType, int, Any]]:
+    """Run an example's server on a free port; yields the example, the port and what its clients need."""
+    module = example(name)
+    server, client = module.own_tls()
+    async with trio.open_nursery() as nursery:
+        sockets = await nursery.start(partial(module.serve, server, *args))
+        yield module, sockets[0].local_address[1], client
+        nursery.cancel_scope.cancel()
+
+
+@pytest.mark.real_clock
+async def test_quic_echo(capsys: pytest.CaptureFixture[str]) -> None:
+    await example("quic_echo").demo()
+    lines = capsys.readouterr().out.splitlines()
+    assert sorted(lines[:2]) == ["goodbye", "hello"]
+    assert lines[2] == "a datagram"
+    assert lines[3].startswith("there and back in ")
+    async with serving("quic_echo") as (_, port, client):
+        digest = client.server_certificate_hashes[0].hex()
+        target = ("connect", "127.0.0.1", str(port), "--hash", digest)
+        code, out, _ = await program("quic_echo", *target, "--text", "from another process")
+        assert code == 0
+        assert out.startswith("from another process\n")
+        code, _, err = await program("quic_echo", "connect", "localhost", str(port))
+        assert (code, err.count("\n")) == (1, 1)
+        assert err.startswith("the certificate is not trusted: it is self-signed")
+
+
+@pytest.mark.real_clock
+async def test_quic_file_transfer(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    await example("quic_file_transfer").demo()
+    assert capsys.readouterr().out.endswith("the files are the same\n")
+    there = tmp_path / "there"
+    there.mkdir()
+    sizes = {"one": 1_000_000, "none": 0, "large": 2_000_000}
+    for name, size in sizes.items():
+        (tmp_path / name).write_bytes(b"x" * size)
+    serve = serving("quic_file_transfer", trio.Path(there), 1_500_000)
+    async with serve as (module, port, client):
+        send = partial(module.send, "127.0.0.1", port, client)
+        with pytest.raises(module.Failed) as failed:
+            await send([str(tmp_path / name) for name in (*sizes, "missing")])
+        assert sorted(str(failed.value).splitlines()) == [
+            f"{tmp_path / 'large'}: the file is larger than the server allows",
+            f"{tmp_path / 'missing'}: No such file or directory",
+        ]
+        with pytest.raises(module.Failed, match="one: the server has a file of this name"):
+            await send([str(tmp_path / "one")])
+        assert {path.name: path.stat().st_size for path in there.iterdir()} == {
+            "one": 1_000_000,
+            "none": 0,
+        }
+        async with trio_wt.open_quic(
+            "127.0.0.1", port, alpn=[module.ALPN], tls=client
+        ) as connection:
+            for content, code in {
+                b"junk\n": module.BAD_REQUEST,
+                b"[" * 4000 + b"\n": module.BAD_REQUEST,
+                b'{"name": "../up", "size": 1}\n': module.BAD_NAME,
+                b'{"name": "x", "size": 9}\nshort': module.INCOMPLETE,
+                b'{"name": "x", "size": 1}\ny' + bytes(32): module.DAMAGED,
+            }.items():
+                async with connection.open_stream() as stream:
+                    await stream.send_all(content, eof=True)
+                    with pytest.raises(trio_wt.StreamReset) as refused:
+                        await stream.receive_all()
+                    assert refused.value.code == code
+            async with connection.open_stream() as stream:
+                await stream.send_all(b'{"name": "given-up", "size": 9}\n')
+                await trio.sleep(0.05)
+                stream.cancel_scope.cancel()
+                await trio.sleep_forever()
+            await trio.sleep(0.05)
+        assert len(list(there.iterdir())) == 2
+    code, _, err = await program("quic_file_transfer", "serve", str(tmp_path / "nowhere"))
+    assert (code, err) == (1, f"{tmp_path / 'nowhere'}: there is no such directory\n")
+
+
+@pytest.mark.real_clock
+async def test_quic_datagram_ticker(capsys: pytest.CaptureFixture[str]) -> None:
+    await example("quic_datagram_ticker").demo(count=20, interval=0.01)
+    *ticks, summary, _ = capsys.readouterr().out.splitlines()
+    assert summary.startswith(f"{len(ticks)} of 20 ticks came, {20 - len(ticks)} got lost, ")
+    async with serving("quic_datagram_ticker", 0.01) as (module, port, client):
+        await module.connect("127.0.0.1", port, client, 5)
+    assert "tick 4, " in capsys.readouterr().out
+
+
+@pytest.mark.real_clock
+async def test_quic_early_data(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    await example("quic_early_data").demo(round_trip=0.05)
+    lines = [line for line in capsys.readouterr().out.splitlines() if line[0] != "-"]
+    assert [line.partition(",")[0] for line in lines] == [
+        "get visits: 0",
+        "add visits: 1",
+        "   there was a whole handshake",
+        "get visits: 1",
+        "add visits: 2",
+        "   the server took early data",
+        "get visits: 2",
+        "add visits: 3",
+        "   the server took early data",
+    ]
+    early = [line for line in lines if line.endswith(", asked during the handshake")]
+    assert [line[:5] for line in early] == ["get v", "get v"]
+    async with serving("quic_early_data") as (_, port, client):
+        digest = client.server_certificate_hashes[0].hex()
+        target = ("connect", "127.0.0.1", str(port), "--hash", digest)
+        remember = ("--sessions", str(tmp_path / "sessions"), "--request", "get x")
+        _, out, _ = await program("quic_early_data", *target, *remember)
+        assert out.endswith("there was a whole handshake\n")
+        _, out, _ = await program("quic_early_data", *target, *remember)
+        assert out.endswith("the server took early data\n")
+        code, _, err = await program("quic_early_data", *target, "--request", "steal x")
+        assert (code, err) == (1, "the server does not understand 'steal x'\n")
+
+
+@pytest.mark.real_clock
+async def test_quic_migration(capsys: pytest.CaptureFixture[str]) -> None:
+    assert await example("quic_migration").demo(seconds=0.6, pause=0.15)
+    lines = capsys.readouterr().out.splitlines()
+    moved = [line.removeprefix("client: moved to ") for line in lines if " moved to " in line]
+    seen = [line[len("server: the client is at ") : -4] for line in lines if line[-4:] == " now"]
+    assert seen
+    assert set(seen) <= set(moved)
+    assert any(line.endswith(" bytes, undamaged") for line in lines)
+
+
+def test_quic_common(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    """What people get wrong is one line, and never a traceback."""
+    main = example("quic_echo").main
+
+    def told(*arguments: str) -> str:
+        with pytest.raises(SystemExit) as left:
+            main(arguments)
+        if left.value.code == 2:
+            return capsys.readouterr().err.splitlines()[-1].partition("error: ")[2]
+        return str(left.value.code)
+
+    missing = str(tmp_path / "missing")
+    junk = tmp_path / "junk.pem"
+    junk.write_text("junk")
+    target = ("connect", "127.0.0.1", "1")
+    assert "host, port" in told("connect")
+    assert told("connect", "h", "70000") == "argument port: a port is from 0 to 65535"
+    assert (
+        told(*target, "--hash", "00")
+        == "--hash or --ca: a certificate's hash must be 32 bytes, and is 1"
+    )
+    assert told(*target, "--ca", missing) == f"{missing}: No such file or directory"
+    assert told("serve", "--key", missing) == "--key needs --cert"
+    assert told("serve", "--cert", missing) == f"{missing}: No such file or directory"
+    assert (
+        told("serve", "--cert", str(junk))
+        == f"{junk}: there is no certificate in it; it is not PEM"
+    )
+    assert told("serve", "--host", "192.0.2.1", "--port", "0") == "Cannot assign requested address"
