@@ -138,7 +138,9 @@ def test_an_unknown_version_is_told_the_known_ones() -> None:
     assert len(reply.data) < len(data)
 
 
-def test_version_negotiation_is_not_answered_nor_is_an_unknown_version_in_a_short_datagram() -> None:
+def test_version_negotiation_is_not_answered_nor_is_an_unknown_version_in_a_short_datagram() -> (
+    None
+):
     data = bytearray(first_packet())
     data[1:5] = bytes(4)
     assert make_router().route(bytes(data), HERE, 0) is None
