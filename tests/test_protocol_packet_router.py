@@ -160,9 +160,11 @@ def test_answers_are_limited_to_a_thousand_a_second() -> None:
 # ---- Retry (RFC 9000 section 8.1.2)
 
 
-def fill(router: PacketRouter[str], count: int) -> None:
-    for number in range(count):
-        router.add(number.to_bytes(8), f"half open {number}")
+def fill(router: PacketRouter[str], count: int, *, host: str | None = None) -> None:
+    for number in range(router.half_open, count):
+        name = f"half open {number}"
+        router.opened(name, Route((host or f"203.0.113.{number}", 1)))
+        router.add(number.to_bytes(8), name)
 
 
 def test_retry_begins_when_too_many_handshakes_are_under_way() -> None:
@@ -179,17 +181,37 @@ def test_retry_begins_when_too_many_handshakes_are_under_way() -> None:
 
 @pytest.mark.parametrize(("retry", "kind"), [("always", Reply), ("never", Accept)])
 def test_retry_always_or_never(retry: str, kind: type) -> None:
-    router = make_router(retry=retry, max_half_open=1)
+    router = make_router(retry=retry, max_half_open=2)
     fill(router, 5)
     assert isinstance(router.route(first_packet(), HERE, 0), kind)
 
 
-def test_beyond_sixteen_times_as_many_no_handshake_begins() -> None:
+def test_beyond_four_times_as_many_no_handshake_begins() -> None:
     router = make_router(retry="never", max_half_open=2)
-    fill(router, 31)
+    fill(router, 7)
     assert isinstance(router.route(first_packet(), HERE, 0), Accept)
-    fill(router, 32)
+    fill(router, 8)
     assert router.route(first_packet(), HERE, 0) is None
+
+
+@pytest.mark.parametrize(
+    ("crowd", "here"),
+    [("192.0.2.1", "192.0.2.1"), ("2001:db8::1", "2001:db8::2"), ("::ffff:192.0.2.1", "192.0.2.1")],
+)
+def test_under_load_one_network_cannot_keep_the_others_out(crowd: str, here: str) -> None:
+    router = make_router(retry="under-load", max_half_open=16)
+    fill(router, 14)
+    fill(router, 16, host=crowd)
+    for host, taken in ((here, False), ("198.51.100.7", True), ("2001:db8:0:1::1", True)):
+        client, route = make_client(), Route((host, 4321))
+        reply = router.route(first_packet(client), route, 0)
+        assert isinstance(reply, Reply)
+        client.receive_datagram(reply.data, ("198.51.100.1", 443), now=0.1)
+        answer = router.route(first_packet(client, 0.1), route, 0.2)
+        assert isinstance(answer, Accept) is taken
+    router.established("half open 15")
+    router.established("half open 15")
+    assert router.half_open == 15
 
 
 def retried(router: PacketRouter[str], version: int = V1) -> tuple[QuicConnection, bytes, bytes]:
@@ -303,9 +325,19 @@ def test_a_first_packet_that_comes_late_begins_nothing() -> None:
     assert router.route(data, HERE, 1.0) == Reply(b"closed")
 
 
+def test_a_last_word_is_at_most_three_times_as_long_as_what_it_answers() -> None:
+    """RFC 9000 section 10.2.1."""
+    router = make_router()
+    router.add(CID, "ended")
+    router.retire("ended", [bytes(90)], until=10.0)
+    assert router.route(short(CID, 29), HERE, 1.0) is None
+    assert router.route(short(CID, 30), HERE, 1.0) == Reply(bytes(90))
+
+
 def test_a_connection_that_ended_in_silence_stays_silent() -> None:
     router = make_router()
     router.add(CID, "lost")
+    router.opened("lost", HERE)
     router.retire("lost", [], until=10.0)
     assert router.route(short(CID), HERE, 1.0) is None
     assert router.half_open == 0

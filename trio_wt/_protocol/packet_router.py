@@ -10,7 +10,7 @@ import hashlib
 import hmac
 import ipaddress
 import os
-from collections import OrderedDict
+from collections import Counter, OrderedDict
 from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
 from typing import Final, Generic, Literal, TypeVar
@@ -49,7 +49,11 @@ _MAX_RESET: Final = 42
 _REPLY_RATE: Final = 1000.0
 _MAX_CLOSING: Final = 4096
 # Handshakes under way, as a multiple of the number from which on clients must prove their address, past which no more begin.
-_MAX_HALF_OPEN_FACTOR: Final = 16
+_MAX_HALF_OPEN_FACTOR: Final = 4
+# Of the number from which on clients must prove their address, what one address may have under way then.
+_ADDRESS_SHARE: Final = 8
+# RFC 9000 section 8.1
+_AMPLIFICATION: Final = 3
 _CLOSE_CAPACITY: Final = 32
 
 
@@ -136,7 +140,9 @@ class PacketRouter(Generic[ConnectionT]):
         self._max_half_open = max_half_open
         self._connections: dict[bytes, ConnectionT] = {}
         self._ids: dict[ConnectionT, set[bytes]] = {}
-        self._half_open: set[ConnectionT] = set()
+        # Handshakes under way, and where they come from.
+        self._half_open: dict[ConnectionT, bytes] = {}
+        self._half_open_at: Counter[bytes] = Counter()
         self._closing: OrderedDict[bytes, _Closing] = OrderedDict()
         self._tokens = QuicRetryTokenHandler()
         self._allowance = _REPLY_RATE
@@ -149,13 +155,14 @@ class PacketRouter(Generic[ConnectionT]):
         """Connections whose handshake is under way."""
         return len(self._half_open)
 
+    def opened(self, connection: ConnectionT, route: Route) -> None:
+        """A connection's handshake has begun."""
+        network = self._half_open[connection] = _network(route)
+        self._half_open_at[network] += 1
+
     def add(self, cid: bytes, connection: ConnectionT) -> None:
-        """A connection is reached by an id; its first one begins its handshake."""
-        known = self._ids.get(connection)
-        if known is None:
-            known = self._ids[connection] = set()
-            self._half_open.add(connection)
-        known.add(cid)
+        """A connection is reached by an id."""
+        self._ids.setdefault(connection, set()).add(cid)
         self._connections[cid] = connection
 
     def remove(self, cid: bytes) -> None:
@@ -165,8 +172,12 @@ class PacketRouter(Generic[ConnectionT]):
             self._ids[connection].discard(cid)
 
     def established(self, connection: ConnectionT) -> None:
-        """A connection's handshake is complete."""
-        self._half_open.discard(connection)
+        """A connection's handshake is complete, or given up."""
+        network = self._half_open.pop(connection, None)
+        if network is not None:
+            self._half_open_at[network] -= 1
+            if not self._half_open_at[network]:
+                del self._half_open_at[network]
 
     def retire(self, connection: ConnectionT, datagrams: Sequence[bytes], until: float) -> None:
         """A connection has ended: until that time, late packets get back what it said last, now and then.
@@ -176,7 +187,7 @@ class PacketRouter(Generic[ConnectionT]):
             datagrams: its CONNECTION_CLOSE, none if it is to be silent.
             until: when its ids are forgotten.
         """
-        self._half_open.discard(connection)
+        self.established(connection)
         for cid in self._ids.pop(connection, ()):
             del self._connections[cid]
             if self._server:
@@ -209,7 +220,7 @@ class PacketRouter(Generic[ConnectionT]):
         if connection is not None or not self._server:
             return connection
         if cid in self._closing:
-            return self._answer_late(cid, now)
+            return self._answer_late(cid, len(data), now)
         return self._reset(cid, len(data), now)
 
     def _route_long(
@@ -230,7 +241,7 @@ class PacketRouter(Generic[ConnectionT]):
         if header.version not in self._versions:
             return self._negotiate_version(header, now)
         if header.destination_cid in self._closing:
-            return self._answer_late(header.destination_cid, now)
+            return self._answer_late(header.destination_cid, len(data), now)
         if (
             header.packet_type is not QuicPacketType.INITIAL
             or len(header.destination_cid) < CID_LENGTH
@@ -253,7 +264,11 @@ class PacketRouter(Generic[ConnectionT]):
                     now=now,
                 )
             except Exception:  # a peer's bytes
-                return self._may_reply(now, _refuse_token(header))
+                return Reply(_refuse_token(header)) if self._may_reply(now) else None
+            if len(self._half_open) >= self._max_half_open:
+                share = max(1, self._max_half_open // _ADDRESS_SHARE)
+                if self._half_open_at[_network(route)] >= share:
+                    return None  # one that has shown where it is must not keep all others out
             return Accept(original, cid, cid, header.version)
         if self._retry == "always" or (
             self._retry == "under-load" and len(self._half_open) >= self._max_half_open
@@ -263,26 +278,27 @@ class PacketRouter(Generic[ConnectionT]):
 
     # ---- answers
 
-    def _may_reply(self, now: float, data: bytes) -> Reply | None:
-        """An answer, unless there were too many."""
+    def _may_reply(self, now: float) -> bool:
+        """Whether there were not too many answers; takes one off what is allowed."""
         self._allowance = min(
             _REPLY_RATE, self._allowance + (now - self._allowance_at) * _REPLY_RATE
         )
         self._allowance_at = now
         if self._allowance < 1:
-            return None
+            return False
         self._allowance -= 1
-        return Reply(data)
+        return True
 
     def _negotiate_version(self, header: QuicHeader, now: float) -> Reply | None:
         """RFC 9000 section 6.1."""
-        return self._may_reply(
-            now,
+        if not self._may_reply(now):
+            return None
+        return Reply(
             encode_quic_version_negotiation(
                 source_cid=header.destination_cid,
                 destination_cid=header.source_cid,
                 supported_versions=self._versions,
-            ),
+            )
         )
 
     def _send_retry(self, header: QuicHeader, route: Route, now: float) -> Reply:
@@ -308,13 +324,13 @@ class PacketRouter(Generic[ConnectionT]):
     def _reset(self, cid: bytes, size: int, now: float) -> Reply | None:
         """A stateless reset for a packet of a connection that nobody knows (RFC 9000 section 10.3)."""
         length = min(size - 1, _MAX_RESET)
-        if length < _MIN_RESET or len(cid) < CID_LENGTH:
+        if length < _MIN_RESET or len(cid) < CID_LENGTH or not self._may_reply(now):
             return None
         noise = bytearray(os.urandom(length - _TOKEN_LENGTH))
         noise[0] = _FIXED | noise[0] & 0x3F
-        return self._may_reply(now, bytes(noise) + self.reset_key.token(cid))
+        return Reply(bytes(noise) + self.reset_key.token(cid))
 
-    def _answer_late(self, cid: bytes, now: float) -> Reply | None:
+    def _answer_late(self, cid: bytes, size: int, now: float) -> Reply | None:
         """What a connection said last, to the first packet that comes after its end, the second, the fourth, the eighth..."""
         closing = self._closing[cid]
         if now > closing.until:
@@ -322,7 +338,19 @@ class PacketRouter(Generic[ConnectionT]):
             return None
         closing.packets += 1
         rarely = closing.packets & (closing.packets - 1) == 0
-        return self._may_reply(now, closing.data) if closing.data and rarely else None
+        # Whoever asks has proved no address (RFC 9000 section 10.2.1).
+        fits = 0 < len(closing.data) <= _AMPLIFICATION * size
+        return Reply(closing.data) if rarely and fits and self._may_reply(now) else None
+
+
+def _network(route: Route) -> bytes:
+    """The network that a peer is in, as far as one peer may be: an IPv4 address, or the first half of an IPv6 one."""
+    host = ipaddress.ip_address(_token_address(route)[0])
+    if isinstance(host, ipaddress.IPv6Address):
+        if host.ipv4_mapped is None:
+            return host.packed[:8]
+        host = host.ipv4_mapped
+    return host.packed
 
 
 def _token_address(route: Route) -> tuple[str, int]:

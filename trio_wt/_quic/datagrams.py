@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 import trio
 
@@ -14,19 +14,23 @@ if TYPE_CHECKING:
 
 __all__ = ["Datagrams"]
 
+# In a path's packets they never come to this, but UDP carries larger ones.
+_MAX_RECEIVED_BYTES: Final = 2**20
+
 
 class Datagrams(trio.abc.Channel[bytes]):
     """A connection's datagrams: each arrives whole or not at all, in any order.
 
-    Both ways a bounded number may wait; past it the oldest is dropped and counted in the connection's statistics. So sending
-    never waits for the peer.
+    Both ways a bounded number may wait, ``max_datagram_queue`` of `QuicSettings`, and of received ones 1 MiB at most; past it the
+    oldest is dropped and counted in the connection's statistics. So sending never waits for the peer.
     """
 
-    __slots__ = ("_closed", "_driver", "_received", "_waiting", "dropped")
+    __slots__ = ("_closed", "_driver", "_received", "_received_bytes", "_waiting", "dropped")
 
     def __init__(self, driver: Driver) -> None:
         self._driver = driver
         self._received: deque[bytes] = deque()
+        self._received_bytes = 0
         self._waiting: trio.lowlevel.ParkingLot | None = None
         self._closed = False
         #: received datagrams that were dropped because too many waited
@@ -78,7 +82,9 @@ class Datagrams(trio.abc.Channel[bytes]):
         """
         self._check_open()
         if self._received:
-            return self._received.popleft()
+            data = self._received.popleft()
+            self._received_bytes -= len(data)
+            return data
         self._driver.check_open(iterating=True)
         raise trio.WouldBlock
 
@@ -109,6 +115,7 @@ class Datagrams(trio.abc.Channel[bytes]):
         """Neither send nor receive datagrams any more; those that come are dropped. The connection goes on. A checkpoint."""
         self._closed = True
         self._received.clear()
+        self._received_bytes = 0
         self._wake_all()
         await trio.lowlevel.checkpoint()
 
@@ -120,10 +127,14 @@ class Datagrams(trio.abc.Channel[bytes]):
         """The driver: a datagram has come."""
         if self._closed:
             return
-        if len(self._received) >= self._driver.settings.max_datagram_queue:
-            self._received.popleft()
-            self.dropped += 1
         self._received.append(data)
+        self._received_bytes += len(data)
+        while (
+            len(self._received) > self._driver.settings.max_datagram_queue
+            or self._received_bytes > _MAX_RECEIVED_BYTES
+        ):
+            self._received_bytes -= len(self._received.popleft())
+            self.dropped += 1
         if self._waiting is not None:
             self._waiting.unpark()
 

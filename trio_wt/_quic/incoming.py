@@ -48,7 +48,9 @@ class IncomingStreams(trio.abc.ReceiveChannel[StreamT], Generic[StreamT]):
         if self._closed:
             raise trio.ClosedResourceError("no more streams are taken on this side")
         if self._streams:
-            return self._streams.popleft()
+            stream = self._streams.popleft()
+            stream.take()
+            return stream
         self._driver.check_open(iterating=True)
         raise trio.WouldBlock
 
@@ -88,9 +90,11 @@ class IncomingStreams(trio.abc.ReceiveChannel[StreamT], Generic[StreamT]):
         if isinstance(stream, Stream):
             stream.reset(code)
         stream.stop(code)
+        stream.take()
 
     def arrived(self, stream: StreamT) -> None:
         """The driver: the peer has opened a stream."""
+        stream.offer()
         if self._closed:
             self._refuse(stream)
             return

@@ -22,6 +22,8 @@ if TYPE_CHECKING:
 __all__ = ["ReceiveStream"]
 
 _NO_ERROR: Final = 0
+# Pieces are put together up to this size.
+_SMALL: Final = 4096
 
 
 class ReceiveStream(StreamBase, trio.abc.ReceiveStream):
@@ -276,7 +278,12 @@ class ReceiveStream(StreamBase, trio.abc.ReceiveStream):
                 self._driver.settle(self._stream_id)
             return
         if data:
-            self._chunks.append(data)
+            chunks = self._chunks
+            if chunks and len(chunks[-1]) + len(data) <= _SMALL:
+                # An object for each of many tiny pieces would cost more memory than the window allows bytes.
+                chunks[-1] += data
+            else:
+                chunks.append(data)
             self._buffered += len(data)
         if fin:
             self._receive_end = b""

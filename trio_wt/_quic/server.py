@@ -138,6 +138,7 @@ class _Server:
             else None,
         )
         driver = Driver(engine, self.endpoint, self._settings, client=False)
+        self.endpoint.router.opened(driver, route)
         self.endpoint.add(driver, [accept.destination_cid, *engine.connection_ids])
         self._open += 1
         self.nursery.start_soon(self._serve, driver, name="trio_wt QUIC connection")

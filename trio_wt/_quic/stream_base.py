@@ -36,12 +36,15 @@ class StreamBase(trio.abc.AsyncResource):
         "_send_wakeup",
         "_sending",
         "_stream_id",
+        "_taken",
     )
 
     def __init__(self, driver: Driver, stream_id: int) -> None:
         self._driver = driver
         self._stream_id = stream_id
         self._cancel_scope: trio.CancelScope | None = None
+        # The application has it; a stream that the peer has opened counts until then, whatever becomes of it.
+        self._taken = True
         self._finished = False
 
     def __repr__(self) -> str:
@@ -95,9 +98,18 @@ class StreamBase(trio.abc.AsyncResource):
 
     def _done(self) -> None:
         """Tell the driver once when neither direction is of use to the application any more."""
-        if not self._finished and self._is_done():
+        if self._taken and not self._finished and self._is_done():
             self._finished = True
             self._driver.release(self._stream_id)
+
+    def offer(self) -> None:
+        """The driver: the peer has opened it, and the application has not taken it yet."""
+        self._taken = False
+
+    def take(self) -> None:
+        """The queue of incoming streams: the application has it now."""
+        self._taken = True
+        self._done()
 
     def _is_done(self) -> bool:
         raise TypeError("a stream has a direction")
