@@ -21,7 +21,7 @@ from tests.test_docs import list_table, written
 from trio_wt import Connection, QuicSettings, SessionStore, Stream
 from trio_wt._protocol import packet_router, path_mtu
 from trio_wt._protocol.quic import EngineConfig, engine, qlog
-from trio_wt._quic import client, sessions, verification
+from trio_wt._quic import client, datagrams, sessions, verification
 from trio_wt.testing import Network, quic_pair
 from trio_wt.testing import _quic as quic
 
@@ -37,6 +37,10 @@ _CONFIG = {field.name: field.default for field in fields(EngineConfig)}
 FIXED = {
     "Pause before the next address of a host is tried, too": client._ATTEMPT_DELAY,
     "Handshakes under way in all, as a multiple of that": packet_router._MAX_HALF_OPEN_FACTOR,
+    "Of that number, one in so many may be of one network once it is reached": (
+        packet_router._ADDRESS_SHARE
+    ),
+    "Bytes of datagrams that wait to be received": datagrams._MAX_RECEIVED_BYTES,
     "Age of the token in a Retry": int(retry.TOKEN_LIFETIME),
     "Bytes of the TLS handshake that are held": _CONFIG["max_crypto"],
     "Certificates that a peer sends with its own": verification._MAX_CHAIN,
