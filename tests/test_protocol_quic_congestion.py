@@ -15,7 +15,7 @@ DATA = bytes(range(251)) * 1000
 
 @pytest.mark.parametrize("algorithm", ["reno", "cubic"])
 @pytest.mark.parametrize(
-    ("share", "grows"), [(0.1, False), (0.49, False), (0.51, True), (1.0, True)]
+    ("share", "grows"), [(0.1, False), (0.49, False), (0.5, True), (0.51, True), (1.0, True)]
 )
 def test_a_window_grows_if_half_of_it_is_under_way(
     share: float, grows: bool, algorithm: str

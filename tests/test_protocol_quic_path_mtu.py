@@ -60,6 +60,12 @@ def test_the_maximum_is_a_candidate_itself() -> None:
     assert path.size == 1460
 
 
+def test_beyond_all_candidates_there_is_the_maximum() -> None:
+    path = PathMtu(16000)
+    assert search(path, 65507) == [1452, 1472, 4048, 8952, 16000]
+    assert path.size == 16000
+
+
 @pytest.mark.parametrize("maximum", [1452, 1472, 4048])
 def test_a_maximum_that_is_a_candidate_is_probed_once(maximum: int) -> None:
     path = PathMtu(maximum)

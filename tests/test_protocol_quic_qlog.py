@@ -48,9 +48,21 @@ def test_only_the_latest_of_a_log_is_kept(tmp_path: Path, monkeypatch: pytest.Mo
     for number in range(25):
         trace.log_event(category="test", event=str(number), data={})
     logger.end_trace(trace)
+    assert not logger._traces
     (path,) = tmp_path.iterdir()
     events = json.loads(path.read_text())["traces"][0]["events"]
     assert [event["name"] for event in events] == [f"test:{number}" for number in range(15, 25)]
+
+
+def test_both_ends_may_log_into_one_folder(tmp_path: Path) -> None:
+    link = Link(qlog_dir=str(tmp_path))
+    link.client.shut(0)
+    link.run(1)
+    for side in link.sides:
+        side.engine.finish()
+    cid = link.client.engine.original_destination_connection_id.hex()
+    names = {path.name for path in tmp_path.iterdir()}
+    assert names == {f"{cid}_client.qlog", f"{cid}_server.qlog"}
 
 
 def test_there_must_be_a_folder_for_logs(tmp_path: Path) -> None:

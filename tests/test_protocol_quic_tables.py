@@ -111,6 +111,16 @@ def test_only_those_with_work_are_kept() -> None:
     assert len(active) == 0
 
 
+def test_a_stream_that_is_no_more() -> None:
+    active = ActiveStreams()
+    for stream_id in (0, 4, 8):
+        active.append(stream(stream_id))
+    active.remove(4)
+    active.remove(4)
+    active.remove(12)
+    assert ids(active) == [0, 8]
+
+
 def test_what_is_work() -> None:
     reset, stopped, ended, finished, half = (stream(n, work=False) for n in range(0, 20, 4))
     reset.sender.reset(1)

@@ -55,6 +55,8 @@ _ADDRESS_SHARE: Final = 8
 # RFC 9000 section 8.1
 _AMPLIFICATION: Final = 3
 _CLOSE_CAPACITY: Final = 32
+# Tells our Retry tokens from all others, such as those that another server gave out in NEW_TOKEN (RFC 9000 section 8.1.1).
+_RETRY_TOKEN: Final = b"trio"
 
 
 class ResetKey:
@@ -188,11 +190,13 @@ class PacketRouter(Generic[ConnectionT]):
             until: when its ids are forgotten.
         """
         self.established(connection)
+        # Of several datagrams, the first has what a client in its handshake can read. Even a connection that has nothing to
+        # say is no stranger, and is not reset.
+        closing = _Closing(datagrams[0] if datagrams else b"", until)
         for cid in self._ids.pop(connection, ()):
             del self._connections[cid]
             if self._server:
-                # Even one that has nothing to say is no stranger, and is not reset.
-                self._closing[cid] = _Closing(datagrams[-1] if datagrams else b"", until)
+                self._closing[cid] = closing
         while len(self._closing) > _MAX_CLOSING:
             self._closing.popitem(last=False)
 
@@ -219,33 +223,37 @@ class PacketRouter(Generic[ConnectionT]):
         connection = self._connections.get(cid)
         if connection is not None or not self._server:
             return connection
-        if cid in self._closing:
-            return self._answer_late(cid, len(data), now)
+        closing = self._closing_at(cid, now)
+        if closing is not None:
+            return self._answer_late(closing, len(data), now)
         return self._reset(cid, len(data), now)
 
     def _route_long(
         self, data: bytes, route: Route, now: float
     ) -> ConnectionT | Accept | Reply | None:
+        ids = _pull_ids(data)
+        if ids is None:
+            return None
+        version, cid, source_cid = ids
+        connection = self._connections.get(cid)
+        if connection is not None:
+            return connection
+        if not self._server or not version:
+            return None  # version 0 is version negotiation, which is for clients
+        if version in self._versions:
+            closing = self._closing_at(cid, now)
+            if closing is not None:
+                return self._answer_late(closing, len(data), now)
+        # What a client sends first comes in such datagrams (RFC 9000 section 14.1).
+        if len(data) < BASE_SIZE:
+            return None
+        if version not in self._versions:
+            return self._negotiate_version(cid, source_cid, now)
         try:
             header = pull_quic_header(Buffer(data=data), host_cid_length=CID_LENGTH)
         except ValueError:
             return None
-        connection = self._connections.get(header.destination_cid)
-        if connection is not None:
-            return connection
-        # A server's first packet to a client, and what a client sends to a server, come in such datagrams.
-        if not self._server or len(data) < BASE_SIZE:
-            return None
-        if header.packet_type is QuicPacketType.VERSION_NEGOTIATION or header.version is None:
-            return None
-        if header.version not in self._versions:
-            return self._negotiate_version(header, now)
-        if header.destination_cid in self._closing:
-            return self._answer_late(header.destination_cid, len(data), now)
-        if (
-            header.packet_type is not QuicPacketType.INITIAL
-            or len(header.destination_cid) < CID_LENGTH
-        ):
+        if header.packet_type is not QuicPacketType.INITIAL or len(cid) < CID_LENGTH:
             return None  # RFC 9000 section 7.2: a client's first choice has eight bytes at least
         return self._meet(header, route, now)
 
@@ -255,12 +263,12 @@ class PacketRouter(Generic[ConnectionT]):
         cid = header.destination_cid
         if len(self._half_open) >= self._max_half_open * _MAX_HALF_OPEN_FACTOR:
             return None
-        if header.token:
+        if header.token.startswith(_RETRY_TOKEN):
             try:
                 original = self._tokens.validate_token(
                     address=_token_address(route),
                     destination_cid=cid,
-                    token=header.token,
+                    token=header.token[len(_RETRY_TOKEN) :],
                     now=now,
                 )
             except Exception:  # a peer's bytes
@@ -270,6 +278,7 @@ class PacketRouter(Generic[ConnectionT]):
                 if self._half_open_at[_network(route)] >= share:
                     return None  # one that has shown where it is must not keep all others out
             return Accept(original, cid, cid, header.version)
+        # Any other token is as none (RFC 9000 section 8.1.3).
         if self._retry == "always" or (
             self._retry == "under-load" and len(self._half_open) >= self._max_half_open
         ):
@@ -289,14 +298,14 @@ class PacketRouter(Generic[ConnectionT]):
         self._allowance -= 1
         return True
 
-    def _negotiate_version(self, header: QuicHeader, now: float) -> Reply | None:
+    def _negotiate_version(self, cid: bytes, source_cid: bytes, now: float) -> Reply | None:
         """RFC 9000 section 6.1."""
         if not self._may_reply(now):
             return None
         return Reply(
             encode_quic_version_negotiation(
-                source_cid=header.destination_cid,
-                destination_cid=header.source_cid,
+                source_cid=cid,
+                destination_cid=source_cid,
                 supported_versions=self._versions,
             )
         )
@@ -317,7 +326,7 @@ class PacketRouter(Generic[ConnectionT]):
                 source_cid=source_cid,
                 destination_cid=header.source_cid,
                 original_destination_cid=header.destination_cid,
-                retry_token=token,
+                retry_token=_RETRY_TOKEN + token,
             )
         )
 
@@ -330,17 +339,32 @@ class PacketRouter(Generic[ConnectionT]):
         noise[0] = _FIXED | noise[0] & 0x3F
         return Reply(bytes(noise) + self.reset_key.token(cid))
 
-    def _answer_late(self, cid: bytes, size: int, now: float) -> Reply | None:
+    def _closing_at(self, cid: bytes, now: float) -> _Closing | None:
+        """What is left of the connection that had an id. The oldest that have been kept long enough go."""
+        while self._closing and next(iter(self._closing.values())).until < now:
+            self._closing.popitem(last=False)
+        closing = self._closing.get(cid)
+        return None if closing is None or closing.until < now else closing
+
+    def _answer_late(self, closing: _Closing, size: int, now: float) -> Reply | None:
         """What a connection said last, to the first packet that comes after its end, the second, the fourth, the eighth..."""
-        closing = self._closing[cid]
-        if now > closing.until:
-            del self._closing[cid]
-            return None
         closing.packets += 1
         rarely = closing.packets & (closing.packets - 1) == 0
         # Whoever asks has proved no address (RFC 9000 section 10.2.1).
         fits = 0 < len(closing.data) <= _AMPLIFICATION * size
         return Reply(closing.data) if rarely and fits and self._may_reply(now) else None
+
+
+def _pull_ids(data: bytes) -> tuple[int, bytes, bytes] | None:
+    """The version, and the connection ids of destination and source, which stand at the same place in every version of QUIC
+    (RFC 8999 section 5.1); None if the datagram is too short.
+    """
+    if len(data) < 7:
+        return None
+    end = 6 + data[5]
+    if len(data) <= end or len(data) < end + 1 + data[end]:
+        return None
+    return int.from_bytes(data[1:5], "big"), data[6:end], data[end + 1 : end + 1 + data[end]]
 
 
 def _network(route: Route) -> bytes:

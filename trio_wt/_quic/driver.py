@@ -15,6 +15,7 @@ out. Leaving the block decides it too, if nobody had: gracefully, once all that 
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Callable
 from math import inf
 from typing import TYPE_CHECKING, Any
@@ -65,6 +66,16 @@ _BURST_PAUSE = 5e-5
 _ACK_DELAY = 1e-3
 
 
+class _Turn:
+    """A task's turn to open a stream; its number once it has come."""
+
+    __slots__ = ("stream_id", "wakeup")
+
+    def __init__(self) -> None:
+        self.wakeup = Wakeup()
+        self.stream_id: int | None = None
+
+
 class Driver:
     """What `Connection` puts its public face on.
 
@@ -104,7 +115,7 @@ class Driver:
         self._streams: dict[int, AnyStream] = {}
         # The next stream id of each kind that the peer will open: bidirectional and unidirectional.
         self._next_remote = [1, 3] if client else [0, 2]
-        self._openers = [trio.lowlevel.ParkingLot(), trio.lowlevel.ParkingLot()]
+        self._openers: list[deque[_Turn]] = [deque(), deque()]
         self._pings: dict[int, trio.Event] = {}
         self._ping_count = 0
         # Something may be there to send; `_idle` is where the writer waits, under `_scope`.
@@ -214,14 +225,22 @@ class Driver:
         """
         await trio.lowlevel.checkpoint_if_cancelled()
         self.check_open()
-        lot = self._openers[unidirectional]
-        if not lot and self.engine.openable(unidirectional=unidirectional) > 0:
-            return self.engine.open(unidirectional=unidirectional)
-        while True:
-            await lot.park()
+        queue = self._openers[unidirectional]
+        if not queue and self.engine.openable(unidirectional=unidirectional) > 0:
+            stream_id = self.engine.open(unidirectional=unidirectional)
+            await trio.lowlevel.cancel_shielded_checkpoint()
+            return stream_id
+        turn = _Turn()
+        queue.append(turn)
+        try:
+            await turn.wakeup.park()
+        finally:
+            if turn.stream_id is None and turn in queue:
+                queue.remove(turn)
+        if turn.stream_id is None:
             self.check_open()
-            if self.engine.openable(unidirectional=unidirectional) > 0:
-                return self.engine.open(unidirectional=unidirectional)
+            raise trio.ClosedResourceError("the connection was closed on this side")
+        return turn.stream_id
 
     def adopt(self, stream: AnyStream) -> None:
         """A stream that this side has opened."""
@@ -230,11 +249,12 @@ class Driver:
             stream.lost(self.end)
 
     def _unblock_openers(self) -> None:
-        for unidirectional, lot in enumerate(self._openers):
-            if lot:
-                count = self.engine.openable(unidirectional=bool(unidirectional))
-                if count > 0:
-                    lot.unpark(count=count)
+        for unidirectional, queue in enumerate(self._openers):
+            # Opened here, not by who waits: tasks that are woken together run in any order.
+            while queue and self.engine.openable(unidirectional=bool(unidirectional)) > 0:
+                turn = queue.popleft()
+                turn.stream_id = self.engine.open(unidirectional=bool(unidirectional))
+                turn.wakeup.wake()
 
     def release(self, stream_id: int) -> None:
         """The application is done with a stream, both ways."""
@@ -429,8 +449,9 @@ class Driver:
             stream.lost(closed)
         for part in (self.datagrams, self.incoming_streams, self.incoming_receive_streams):
             part.lost(closed)
-        for lot in self._openers:
-            lot.unpark_all()
+        for queue in self._openers:
+            while queue:
+                queue.popleft().wakeup.wake()
         for answered in self._pings.values():
             answered.set()
         self._changed.unpark_all()

@@ -176,8 +176,9 @@ class _Server:
             with trio.move_on_after(patience):
                 await self._idle.wait()
         for driver in list(self.endpoint.drivers):
-            driver.shut(0, _SHUT_DOWN)
+            # First cancelled, so that no handler is woken by the end of its connection; nothing runs in between.
             driver.cancel_scope.cancel()
+            driver.shut(0, _SHUT_DOWN)
         if self._open:
             await self._idle.wait()
 
@@ -250,6 +251,8 @@ async def serve_quic(
         raise ValueError(f'handler_errors is "log" or "raise", not {handler_errors!r}')
     if retry not in ("under-load", "always", "never"):
         raise ValueError(f'retry is "under-load", "always" or "never", not {retry!r}')
+    if max_half_open < 1:
+        raise ValueError(f"max_half_open must be at least 1, and is {max_half_open}")
     quic_settings = QuicSettings(**settings)
     router: PacketRouter[Driver] = PacketRouter(
         server=True,
