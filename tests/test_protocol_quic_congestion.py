@@ -21,7 +21,7 @@ def test_a_window_grows_if_half_of_it_is_under_way(
     share: float, grows: bool, algorithm: str
 ) -> None:
     controller = create_congestion_control(algorithm, max_datagram_size=1200)
-    hold_unused_window(controller)
+    hold_unused_window(controller, lambda _: None)
     window = controller.congestion_window
     controller.bytes_in_flight = int(share * window)
     packet = SimpleNamespace(sent_bytes=1000, sent_time=1.0)

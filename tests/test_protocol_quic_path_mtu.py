@@ -401,6 +401,19 @@ def test_a_black_hole_beside_packets_that_get_through(straight: bool) -> None:
 
 
 @both_roads
+def test_a_black_hole_into_which_only_datagrams_fall(straight: bool) -> None:
+    """Nothing of theirs is sent again, and small packets are acknowledged all the time."""
+    link = Link(straight=straight, delay=0.02)
+    engine = link.client.engine
+    link.mtu = 1400
+    for _ in range(100):
+        link.client.datagram(bytes(engine.max_datagram))
+        link.run(0.05)
+    assert engine.max_datagram == 1170
+    assert len(link.server.datagrams) > 50
+
+
+@both_roads
 def test_datagrams_that_no_longer_fit_are_dropped(straight: bool) -> None:
     link = Link(straight=straight)
     engine = link.client.engine

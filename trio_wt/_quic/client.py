@@ -7,6 +7,7 @@ from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, replace
 from typing import Final, TextIO, Unpack
 
+import idna
 import trio
 
 from .._errors import ConnectionClosed, HandshakeFailed
@@ -194,9 +195,11 @@ async def open_quic(
         raise ValueError("alpn must name at least one application protocol (RFC 9001 section 8.1)")
     if sum(way is not None for way in (local_address, socket, endpoint)) > 1:
         raise ValueError("give at most one of local_address, socket and endpoint")
+    if not handshake_timeout > 0:
+        raise ValueError(f"handshake_timeout must be greater than 0, and is {handshake_timeout}")
     tls = tls or ClientTLS()
     quic_settings = QuicSettings(**settings)
-    server_name = tls.server_name or host
+    server_name = _ascii(tls.server_name or host)
     key = SessionKey(server_name, port, tuple(alpn), quic_settings.versions[0], tls.trust())
     plan = _Plan(
         alpn,
@@ -238,12 +241,12 @@ class _Race:
         if winner is None:
             await trio.lowlevel.checkpoint()
             return
+        deadline = trio.current_time() + winner.settings.close_timeout
         if exc is None and self._plan.store is not None and winner.may_be_early:
             # The ticket for the next time comes after the handshake.
-            with suppress(ConnectionClosed, trio.ClosedResourceError):
-                with trio.move_on_after(winner.settings.close_timeout):
-                    await winner.ping()
-        await winner.goodbye(exc)
+            with suppress(ConnectionClosed, trio.ClosedResourceError), trio.move_on_at(deadline):
+                await winner.ping()
+        await winner.goodbye(exc, deadline)
 
     def close(self) -> None:
         """Close the sockets that are ours."""
@@ -296,7 +299,9 @@ class _Race:
             remote: Sockaddr = found[0][4]
         else:
             remote = (self._host, self._port)
-        local = next(number for number, known in endpoint.sockets.items() if known is socket)
+        local = next((n for n, known in endpoint.sockets.items() if known is socket), None)
+        if local is None:
+            raise trio.ClosedResourceError("the endpoint was closed")
         await self._attempt(services, endpoint, Route(remote, local))
 
     async def _run_all(self, services: Services, local_address: tuple[str, int] | None) -> None:
@@ -362,6 +367,16 @@ class _Race:
         finally:
             if self._winner is not driver:
                 driver.shut(0, "", transport=True)
+
+
+def _ascii(name: str) -> str:
+    """A host name as TLS and certificates have it (RFC 5890)."""
+    if name.isascii():
+        return name
+    try:
+        return idna.encode(name, uts46=True).decode()
+    except idna.IDNAError as exc:
+        raise ValueError(f"{name!r} is not a host name: {exc}") from None
 
 
 def _tickets(

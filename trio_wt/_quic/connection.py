@@ -240,6 +240,7 @@ class Connection:
         Raises:
             OSError: the address cannot be bound, or the peer does not answer there.
             RuntimeError: this is a server's side, or the connection shares its endpoint.
+            trio.BusyResourceError: another task is migrating the connection.
             ConnectionClosed: the connection has ended.
         """
         await migrate(self._driver, self._services, local_address, socket, timeout)

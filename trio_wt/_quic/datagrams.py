@@ -60,17 +60,21 @@ class Datagrams(trio.abc.Channel[bytes]):
         driver = self._driver
         self._check_open()
         driver.check_open()
+        if type(data) is not bytes:
+            data = bytes(memoryview(data))
         max_size = driver.engine.max_datagram
-        if len(data) > max_size:
+        if len(data) > max_size or not max_size:
             raise DatagramTooLarge(len(data), max_size)
-        driver.engine.queue_datagram(bytes(data))
+        driver.engine.queue_datagram(data)
         driver.push()
 
     async def send(self, value: bytes | bytearray | memoryview) -> None:
         """`send_nowait`, as a checkpoint."""
         await trio.lowlevel.checkpoint_if_cancelled()
-        self.send_nowait(value)
-        await trio.lowlevel.cancel_shielded_checkpoint()
+        try:
+            self.send_nowait(value)
+        finally:
+            await trio.lowlevel.cancel_shielded_checkpoint()
 
     def receive_nowait(self) -> bytes:
         """A datagram that has arrived.
@@ -105,6 +109,10 @@ class Datagrams(trio.abc.Channel[bytes]):
                     self._waiting = trio.lowlevel.ParkingLot()
                 await self._waiting.park()
                 waited = True
+            except BaseException:
+                if not waited:
+                    await trio.lowlevel.cancel_shielded_checkpoint()
+                raise
             else:
                 break
         if not waited:

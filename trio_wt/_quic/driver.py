@@ -64,6 +64,8 @@ AnyStream = SendStream | ReceiveStream
 # What is sent within this time, in seconds, of what a task sent by itself is left to the writer.
 _BURST_PAUSE = 5e-5
 _ACK_DELAY = 1e-3
+# What the last packet may take to go out when all the time was used up before.
+_LAST_PACKET = 1.0
 
 
 class _Turn:
@@ -88,6 +90,7 @@ class Driver:
     Attributes:
         blocked: streams with a task that waits for room to send.
         can_migrate: this is a client with an endpoint of its own.
+        migrating: it is on its way to another socket.
         cancel_scope: covers the connection's block.
         end: how the connection ended, as an error; None while it has not.
         handshake: what came of the handshake; None before it is complete.
@@ -103,6 +106,7 @@ class Driver:
         self.settings: QuicSettings = settings
         self.blocked: set[SendStream] = set()
         self.can_migrate: bool = False
+        self.migrating: bool = False
         self.cancel_scope: trio.CancelScope = trio.CancelScope()
         self.datagrams: Datagrams = Datagrams(self)
         self.incoming_streams: IncomingStreams[Stream] = IncomingStreams(self)
@@ -223,8 +227,7 @@ class Driver:
             ConnectionClosed: the connection has ended.
             trio.ClosedResourceError: it was closed on this side.
         """
-        await trio.lowlevel.checkpoint_if_cancelled()
-        self.check_open()
+        await self._enter()
         queue = self._openers[unidirectional]
         if not queue and self.engine.openable(unidirectional=unidirectional) > 0:
             stream_id = self.engine.open(unidirectional=unidirectional)
@@ -395,8 +398,7 @@ class Driver:
             ConnectionClosed: the connection has ended.
             trio.ClosedResourceError: it was closed on this side.
         """
-        await trio.lowlevel.checkpoint_if_cancelled()
-        self.check_open()
+        await self._enter()
         started = trio.current_time()
         self._ping_count += 1
         number = self._ping_count
@@ -415,6 +417,13 @@ class Driver:
         await self._changed.park()
 
     # ---- the end
+
+    async def _enter(self) -> None:
+        """Begin an operation that needs an open connection; a checkpoint if it raises, or else if cancelled."""
+        await trio.lowlevel.checkpoint_if_cancelled()
+        if self.end is not None:
+            await trio.lowlevel.cancel_shielded_checkpoint()
+            self.check_open()
 
     def check_open(self, *, iterating: bool = False) -> None:
         """Raise the end of the connection, if it has ended; ``iterating`` says that a clean one is what was to be expected."""
@@ -468,16 +477,21 @@ class Driver:
         """Wait until the writer has seen the last packet out."""
         await self._finished.wait()
 
-    async def goodbye(self, exc: BaseException | None) -> None:
-        """At the end of the block; bounded by the close timeout."""
-        if exc is None:
-            with trio.move_on_after(self.settings.close_timeout):
-                await self.drain()
-            self.shut(0, "")
-        else:
-            self.shut(error_code(exc, self.settings), "")
-        with trio.move_on_after(self.settings.close_timeout):
-            await self.wait_finished()
+    async def goodbye(self, exc: BaseException | None, deadline: float | None = None) -> None:
+        """At the end of the block; bounded by the close timeout, or by an earlier ``deadline``."""
+        if deadline is None:
+            deadline = trio.current_time() + self.settings.close_timeout
+        try:
+            if exc is None:
+                with trio.move_on_at(deadline):
+                    await self.drain()
+                self.shut(0, "")
+            else:
+                self.shut(error_code(exc, self.settings), "")
+            with trio.move_on_at(max(deadline, trio.current_time() + _LAST_PACKET)):
+                await self.wait_finished()
+        finally:
+            self._finish()
 
     def failed(self, exc: Exception) -> None:
         """The endpoint can carry nothing more."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Sequence
 
 import trio
@@ -13,6 +14,8 @@ from .._transport.udp import DatagramSocket
 from .driver import Driver
 
 __all__ = ["Endpoint"]
+
+logger = logging.getLogger("trio_wt.server")
 
 # A reset must not be told from an ordinary packet, and ordinary packets are not shorter (RFC 9000 section 10.3).
 _MIN_RESET = 21
@@ -51,7 +54,9 @@ class Endpoint:
 
     def close_socket(self, local: int) -> None:
         """Close one; its reader ends."""
-        self.sockets.pop(local).close()
+        socket = self.sockets.pop(local, None)
+        if socket is not None:
+            socket.close()
 
     def close(self) -> None:
         """Close all sockets; connections that are still there are lost."""
@@ -63,7 +68,11 @@ class Endpoint:
     # ---- receiving
 
     async def read(self, local: int) -> None:
-        """Read one socket until it is closed."""
+        """Read one socket until it is closed.
+
+        Raises:
+            Exception: on servers, what the socket raised, after all connections have ended by it.
+        """
         socket = self.sockets.get(local)
         try:
             while socket is not None:
@@ -81,6 +90,8 @@ class Endpoint:
         except Exception as exc:  # a socket of the application's
             for driver in list(self.drivers):
                 driver.failed(exc)
+            if self._accept is not None:
+                raise
 
     def _sort(self, batch: Sequence[tuple[bytes, Sockaddr]], local: int) -> None:
         now = trio.current_time()
@@ -96,14 +107,25 @@ class Endpoint:
             elif isinstance(target, Reply):
                 self.send([(target.data, route)])
             elif isinstance(target, Accept):
-                driver = None if self._accept is None else self._accept(target, route)
+                driver = self._make_connection(target, route)
                 if driver is not None:
                     driver.feed(data, route, now)
                     fed[driver] = None
             elif self._accept is None and len(data) >= _MIN_RESET:
                 self._check_reset(data, fed)
         for driver in fed:
-            driver.process()
+            try:
+                driver.process()
+            except Exception as exc:
+                logger.exception("a QUIC connection failed; please report this as a bug")
+                driver.failed(exc)
+
+    def _make_connection(self, accept: Accept, route: Route) -> Driver | None:
+        try:
+            return None if self._accept is None else self._accept(accept, route)
+        except Exception:
+            logger.exception("a QUIC connection could not be accepted")
+            return None
 
     def _check_reset(self, data: bytes, fed: dict[Driver, None]) -> None:
         for driver in self.drivers:

@@ -71,6 +71,10 @@ class IncomingStreams(trio.abc.ReceiveChannel[StreamT], Generic[StreamT]):
                     self._waiting = trio.lowlevel.ParkingLot()
                 await self._waiting.park()
                 waited = True
+            except BaseException:
+                if not waited:
+                    await trio.lowlevel.cancel_shielded_checkpoint()
+                raise
             else:
                 break
         if not waited:

@@ -23,34 +23,38 @@ async def migrate(
     await trio.lowlevel.checkpoint()
     driver.check_open()
     engine, endpoint = driver.engine, driver.endpoint
+    if driver.migrating:
+        raise trio.BusyResourceError("another task is migrating this connection")
     if not driver.can_migrate:
         raise RuntimeError(
             "only a client's connection with an endpoint of its own can migrate (RFC 9000 section 9)"
         )
     old = engine.route
     assert old is not None
-    if socket is None:
-        host, port = local_address or (None, 0)
-        family = endpoint.sockets[old.local].family
-        socket = await open_udp_socket(host, port, family=family)
-    local = endpoint.add_socket(socket)
-    route = Route(old.remote, local)
-    moved = False
-
-    async def read(_: trio.CancelScope) -> None:
-        await endpoint.read(local)
-
-    services.start_soon(read, name="trio_wt QUIC reader")
+    driver.migrating = True
     try:
-        with trio.move_on_after(patience):
-            await _try_path(driver, route)
-            moved = True
+        if socket is None:
+            host, port = local_address or (None, 0)
+            family = endpoint.sockets[old.local].family
+            socket = await open_udp_socket(host, port, family=family)
+        local = endpoint.add_socket(socket)
+        route = Route(old.remote, local)
+
+        async def read(_: trio.CancelScope) -> None:
+            await endpoint.read(local)
+
+        services.start_soon(read, name="trio_wt QUIC reader")
+        try:
+            with trio.move_on_after(patience):
+                await _try_path(driver, route)
+        finally:
+            # The answer may have come together with a cancellation.
+            moved = engine.route == route
+            if not moved:
+                engine.abandon_path(route)
+            endpoint.close_socket(old.local if moved else local)
     finally:
-        if moved:
-            endpoint.close_socket(old.local)
-        else:
-            engine.abandon_path(route)
-            endpoint.close_socket(local)
+        driver.migrating = False
     if not moved:
         raise OSError(
             f"the peer has not answered over {socket.local_address} within {patience:g} s, "

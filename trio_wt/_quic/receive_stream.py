@@ -72,6 +72,7 @@ class ReceiveStream(StreamBase, trio.abc.ReceiveStream):
             trio.ClosedResourceError: the stream was closed on this side.
         """
         if max_bytes is not None and index(max_bytes) < 1:
+            await trio.lowlevel.checkpoint()
             raise ValueError(f"max_bytes must be at least 1, and is {max_bytes}")
         if not await self._gather(1):
             return b""
@@ -92,6 +93,7 @@ class ReceiveStream(StreamBase, trio.abc.ReceiveStream):
         Otherwise as `receive_some`.
         """
         if count < 0:
+            await trio.lowlevel.checkpoint()
             raise ValueError(f"count must not be negative, and is {count}")
         if not await self._gather(count):
             raise IncompleteRead(self._buffered)
@@ -114,6 +116,7 @@ class ReceiveStream(StreamBase, trio.abc.ReceiveStream):
         Otherwise as `receive_some`.
         """
         if not delimiter:
+            await trio.lowlevel.checkpoint()
             raise ValueError("a delimiter has at least one byte")
         searched = 0
         while True:
@@ -176,20 +179,21 @@ class ReceiveStream(StreamBase, trio.abc.ReceiveStream):
 
     async def _gather(self, count: int) -> bool:
         """Wait until so many bytes are there, or the stream ends: whether they are. A checkpoint."""
-        if self._receiving:
-            raise trio.BusyResourceError("another task is receiving from this stream")
         await trio.lowlevel.checkpoint_if_cancelled()
+        if self._receiving:
+            await trio.lowlevel.cancel_shielded_checkpoint()
+            raise trio.BusyResourceError("another task is receiving from this stream")
         if self._buffered >= count:
+            await trio.lowlevel.cancel_shielded_checkpoint()
             if not self._buffered:
                 self._check_receive_end()
-            await trio.lowlevel.cancel_shielded_checkpoint()
             return True
         self._receiving = True
         try:
             while self._buffered < count:
                 if self._receive_end is not None:
-                    self._check_receive_end()
                     await trio.lowlevel.cancel_shielded_checkpoint()
+                    self._check_receive_end()
                     return False
                 if self._buffered > self._credited and count > 1:
                     # What is asked for may be more than the window: let the rest of it come.
@@ -317,12 +321,13 @@ class ReceiveStream(StreamBase, trio.abc.ReceiveStream):
         if self._receive_end is trio.ClosedResourceError:
             return
         uncredited = self._buffered - self._credited
-        ended = self._receive_end == b""
+        # Where nothing is left of it, that was settled when the last byte was taken.
+        unsettled = self._receive_end == b"" and self._buffered > 0
         self._receive_end = trio.ClosedResourceError
         if uncredited and self._driver.engine.discard(self._stream_id, uncredited):
             self._driver.wake()
         self._drop()
-        if ended:
+        if unsettled:
             self._driver.settle(self._stream_id)
         self._done()
 

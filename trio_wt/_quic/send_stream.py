@@ -35,6 +35,8 @@ class SendStream(StreamBase, trio.abc.SendStream):
         self._send_end: Exception | type[Exception] | None = None
         self._send_wakeup: Wakeup | None = None
         self._sending = False
+        # A cancelled send_all has sent a part of its bytes.
+        self._cut = False
 
     @property
     def priority(self) -> int:
@@ -49,8 +51,8 @@ class SendStream(StreamBase, trio.abc.SendStream):
     async def send_all(self, data: bytes | bytearray | memoryview, *, eof: bool = False) -> None:
         """Send bytes; returns when they fit the send buffer.
 
-        Cancelled, an unknown part has been sent, as with every `trio.abc.SendStream`. Leave the stream's block then,
-        which resets it.
+        Cancelled, an unknown part may have been sent, as with every `trio.abc.SendStream`; then leaving the stream's block,
+        or `aclose`, resets the stream with the ``cancelled_code``, unless `send_eof` has ended it.
 
         Args:
             data: the bytes.
@@ -62,11 +64,13 @@ class SendStream(StreamBase, trio.abc.SendStream):
             trio.BusyResourceError: another task is sending.
             trio.ClosedResourceError: the stream was ended or reset on this side.
         """
-        if self._sending:
-            raise trio.BusyResourceError("another task is sending on this stream")
         await trio.lowlevel.checkpoint_if_cancelled()
-        if self._send_end is not None:
+        if self._sending or self._send_end is not None:
+            await trio.lowlevel.cancel_shielded_checkpoint()
+            self._check_idle()
             self._raise_send_end()
+        if not isinstance(data, (bytes, bytearray)):
+            data = memoryview(data).cast("B")
         driver, stream_id = self._driver, self._stream_id
         limit = driver.settings.send_buffer
         room = limit - driver.engine.unsent(stream_id)
@@ -77,7 +81,8 @@ class SendStream(StreamBase, trio.abc.SendStream):
                 self._close_sending()
             await trio.lowlevel.cancel_shielded_checkpoint()
             return
-        view = memoryview(data).cast("B")
+        view = memoryview(data)
+        whole = len(view)
         self._sending = True
         try:
             while True:
@@ -91,6 +96,10 @@ class SendStream(StreamBase, trio.abc.SendStream):
                 await self._wait_room()
                 if self._send_end is not None:
                     self._raise_send_end()
+        except BaseException:
+            # What goes on from here would not be what was meant to be sent.
+            self._cut = self._cut or len(view) < whole
+            raise
         finally:
             self._sending = False
         if eof:
@@ -105,7 +114,8 @@ class SendStream(StreamBase, trio.abc.SendStream):
             trio.ClosedResourceError: the stream was ended or reset on this side.
         """
         if self._sending:
-            raise trio.BusyResourceError("another task is sending on this stream")
+            await trio.lowlevel.checkpoint()
+            self._check_idle()
         limit = self._driver.settings.send_buffer
         self._sending = True
         try:
@@ -116,6 +126,10 @@ class SendStream(StreamBase, trio.abc.SendStream):
             self._sending = False
         if self._send_end is trio.ClosedResourceError:
             self._raise_send_end()
+
+    def _check_idle(self) -> None:
+        if self._sending:
+            raise trio.BusyResourceError("another task is sending on this stream")
 
     async def _wait_room(self) -> None:
         if self._send_wakeup is None:
@@ -143,10 +157,10 @@ class SendStream(StreamBase, trio.abc.SendStream):
             ConnectionClosed: the connection has ended.
             trio.BusyResourceError: another task is sending.
         """
-        if self._sending:
-            raise trio.BusyResourceError("another task is sending on this stream")
         await trio.lowlevel.checkpoint_if_cancelled()
-        if isinstance(self._send_end, ConnectionClosed):
+        if self._sending or isinstance(self._send_end, ConnectionClosed):
+            await trio.lowlevel.cancel_shielded_checkpoint()
+            self._check_idle()
             self._raise_send_end()
         self._end_sending()
         await trio.lowlevel.cancel_shielded_checkpoint()
@@ -200,7 +214,11 @@ class SendStream(StreamBase, trio.abc.SendStream):
         self._done()
 
     def _finish(self) -> None:
-        self._end_sending()
+        if (self._cut or self._sending) and self._send_end is None:
+            # To end it would say that all was sent.
+            self.reset(self._driver.settings.cancelled_code)
+        else:
+            self._end_sending()
 
     def _abort(self, code: int) -> None:
         self.reset(code)

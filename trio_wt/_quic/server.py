@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, TypeAlias, Unpack
@@ -24,8 +23,6 @@ from .tls import ServerTLS
 from .verification import no_certificate
 
 __all__ = ["ServerTLSSource", "serve_quic"]
-
-logger = logging.getLogger("trio_wt.server")
 
 #: What a server shows now; as a function, it is asked for each connection, so that certificates can be renewed.
 ServerTLSSource: TypeAlias = ServerTLS | Callable[[], ServerTLS]
@@ -93,7 +90,8 @@ class _Server:
         self._raise_errors = raise_errors
         self._tickets = TicketIssuer()
         self._idle = trio.Event()
-        self._open = 0
+        # Connections whose tasks are not done with them, though they may have ended.
+        self._serving: set[Driver] = set()
         self._closing = False
 
     def _current_identity(self) -> _Identity:
@@ -107,11 +105,7 @@ class _Server:
         """A client's first packet: a connection for it, or None."""
         if self._closing or self.nursery is None:
             return None
-        try:
-            identity = self._current_identity()
-        except Exception:
-            logger.exception("no certificate to show; a connection was not accepted")
-            return None
+        identity = self._current_identity()
         config = EngineConfig(
             is_client=False,
             alpn=self._alpn,
@@ -138,10 +132,10 @@ class _Server:
             else None,
         )
         driver = Driver(engine, self.endpoint, self._settings, client=False)
+        self.nursery.start_soon(self._serve, driver, name="trio_wt QUIC connection")
         self.endpoint.router.opened(driver, route)
         self.endpoint.add(driver, [accept.destination_cid, *engine.connection_ids])
-        self._open += 1
-        self.nursery.start_soon(self._serve, driver, name="trio_wt QUIC connection")
+        self._serving.add(driver)
         return driver
 
     async def _serve(self, driver: Driver) -> None:
@@ -155,8 +149,8 @@ class _Server:
                     if await self._shake_hands(driver):
                         await self._handler(Connection(driver, services))
         finally:
-            self._open -= 1
-            if self._closing and not self._open:
+            self._serving.discard(driver)
+            if self._closing and not self._serving:
                 self._idle.set()
 
     async def _shake_hands(self, driver: Driver) -> bool:
@@ -172,14 +166,14 @@ class _Server:
     async def shut_down(self, patience: float) -> None:
         """Accept no more, and give handlers some time to end."""
         self._closing = True
-        if self._open:
+        if self._serving:
             with trio.move_on_after(patience):
                 await self._idle.wait()
-        for driver in list(self.endpoint.drivers):
+        for driver in list(self._serving):
             # First cancelled, so that no handler is woken by the end of its connection; nothing runs in between.
             driver.cancel_scope.cancel()
             driver.shut(0, _SHUT_DOWN)
-        if self._open:
+        if self._serving:
             await self._idle.wait()
 
 
@@ -251,6 +245,8 @@ async def serve_quic(
         raise ValueError(f'handler_errors is "log" or "raise", not {handler_errors!r}')
     if retry not in ("under-load", "always", "never"):
         raise ValueError(f'retry is "under-load", "always" or "never", not {retry!r}')
+    if not handshake_timeout > 0:
+        raise ValueError(f"handshake_timeout must be greater than 0, and is {handshake_timeout}")
     if max_half_open < 1:
         raise ValueError(f"max_half_open must be at least 1, and is {max_half_open}")
     quic_settings = QuicSettings(**settings)

@@ -13,6 +13,8 @@ from .._protocol.quic import VERSIONS
 __all__ = ["QuicSettings", "QuicSettingsKwargs"]
 
 _MAX_CODE = 2**62 - 1
+# Ten years; the wire has milliseconds in 62 bits.
+_MAX_TIME = 315_360_000
 #: Larger packets would need longer length fields than the engine writes.
 _MAX_PACKET_SIZE = 16383
 
@@ -111,6 +113,10 @@ class QuicSettings:
             value = getattr(self, name)
             if value is not None and not value > 0:
                 raise ValueError(f"{name} must be greater than 0, and is {value}")
+        if self.idle_timeout > _MAX_TIME:
+            raise ValueError(
+                f"idle_timeout must be at most {_MAX_TIME}, and is {self.idle_timeout}"
+            )
         if self.congestion_control not in ("cubic", "reno"):
             raise ValueError(
                 f'congestion_control is "cubic" or "reno", not {self.congestion_control!r}'

@@ -25,6 +25,7 @@ class StreamBase(trio.abc.AsyncResource):
         "_cancel_scope",
         "_chunks",
         "_credited",
+        "_cut",
         "_driver",
         "_finished",
         "_head",
@@ -76,14 +77,17 @@ class StreamBase(trio.abc.AsyncResource):
             self._finish()
         else:
             self._abort(error_code(exc, self._driver.settings))
-        swallowed = self.cancel_scope.__exit__(exc_type, exc, traceback)
+        outcome = exc
+        try:
+            if self.cancel_scope.__exit__(exc_type, exc, traceback):
+                outcome = None
+        except BaseException as filtered:  # a group, less what the scope has caught  # noqa: ASYNC103
+            outcome = filtered
         if exc is None:
             await trio.lowlevel.checkpoint()  # noqa: ASYNC102
             return False
         await trio.lowlevel.cancel_shielded_checkpoint()
-        if swallowed:
-            return True
-        rest = without_aborts(exc)
+        rest = without_aborts(outcome)
         if rest is None or rest is exc:
             return rest is None
         raise rest

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import json
+import logging
 import os
 from collections import deque
 from typing import Any, Final
 
-from aioquic.quic.logger import QLOG_VERSION, QuicFileLogger, QuicLoggerTrace
+from aioquic.quic.logger import QLOG_VERSION, QuicFileLogger, QuicLogger, QuicLoggerTrace
 
 __all__ = ["BoundedFileLogger"]
+
+logger = logging.getLogger("trio_wt.quic")
 
 _MAX_EVENTS: Final = 100_000
 
@@ -25,11 +28,12 @@ class BoundedFileLogger(QuicFileLogger):
     """Writes a file per connection into a folder, with the last 100,000 events of each.
 
     Args:
-        path: the folder, which must exist.
-
-    Raises:
-        ValueError: there is no such folder.
+        path: the folder. What cannot be written there is lost, which the log says.
     """
+
+    def __init__(self, path: str) -> None:
+        QuicLogger.__init__(self)
+        self.path = path
 
     def start_trace(self, is_client: bool, odcid: bytes) -> QuicLoggerTrace:
         """Begin the trace of a connection."""
@@ -41,8 +45,11 @@ class BoundedFileLogger(QuicFileLogger):
         """Write a trace; its name tells the role, as both ends may log into one folder."""
         content = trace.to_dict()
         name = f"{content['common_fields']['ODCID']}_{content['vantage_point']['type']}.qlog"
-        with open(os.path.join(self.path, name), "w", encoding="utf-8") as file:
-            json.dump(
-                {"qlog_format": "JSON", "qlog_version": QLOG_VERSION, "traces": [content]}, file
-            )
         self._traces.remove(trace)
+        document = {"qlog_format": "JSON", "qlog_version": QLOG_VERSION, "traces": [content]}
+        try:
+            with open(os.path.join(self.path, name), "w", encoding="utf-8") as file:
+                json.dump(document, file)
+        except OSError as exc:
+            # A full disk must not end connections.
+            logger.warning("a qlog file could not be written: %s", exc)
