@@ -55,7 +55,7 @@ async def serving(handler: Handler, network: Network, **options: object) -> Asyn
 def visit(network: Network, **options: object) -> AbstractAsyncContextManager[Connection]:
     """Connect to it."""
     options = {"alpn": ["test"], "tls": client_tls(), **options}
-    if "endpoint" not in options:
+    if not {"endpoint", "socket"} & set(options):
         options["socket"] = network.socket()
     return open_quic(HOST, PORT, **options)  # type: ignore[arg-type]
 

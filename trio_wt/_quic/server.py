@@ -90,6 +90,7 @@ class _Server:
         self._raise_errors = raise_errors
         self._tickets = TicketIssuer()
         self._idle = trio.Event()
+        self._readers: list[trio.CancelScope] = []
         # Connections whose tasks are not done with them, though they may have ended.
         self._serving: set[Driver] = set()
         self._closing = False
@@ -163,18 +164,34 @@ class _Server:
             await driver.wait_changed()
         return driver.end is None
 
+    async def read(self, local: int) -> None:
+        """Read a socket, for as long as connections have something to say or to hear, also when the call is cancelled."""
+        with trio.CancelScope(shield=True) as scope:
+            self._readers.append(scope)
+            await self.endpoint.read(local)
+
     async def shut_down(self, patience: float) -> None:
         """Accept no more, and give handlers some time to end."""
         self._closing = True
-        if self._serving:
-            with trio.move_on_after(patience):
-                await self._idle.wait()
+        with trio.move_on_after(patience):
+            await self.wait_idle()
         for driver in list(self._serving):
             # First cancelled, so that no handler is woken by the end of its connection; nothing runs in between.
             driver.cancel_scope.cancel()
             driver.shut(0, _SHUT_DOWN)
+        await self.wait_idle()
+
+    async def wait_idle(self) -> None:
+        """Accept no more, and wait until all connections are done with. A checkpoint."""
+        self._closing = True
+        await trio.lowlevel.checkpoint()
         if self._serving:
             await self._idle.wait()
+
+    def stop_reading(self) -> None:
+        """Nothing is to be heard any more."""
+        for scope in self._readers:
+            scope.cancel()
 
 
 def _never(exc: Exception) -> None:
@@ -273,14 +290,20 @@ async def serve_quic(
     try:
         async with trio.open_nursery() as nursery:
             server.nursery = handler_nursery or nursery
-            async with trio.open_nursery() as reading:
-                for socket in sockets:
-                    reading.start_soon(server.endpoint.read, server.endpoint.add_socket(socket))
-                task_status.started(list(sockets))
-                if shutdown is not None:
+            for socket in sockets:
+                nursery.start_soon(server.read, server.endpoint.add_socket(socket))
+            task_status.started(list(sockets))
+            try:
+                if shutdown is None:
+                    await trio.sleep_forever()
+                else:
                     await shutdown.wait()
                     await server.shut_down(shutdown_timeout)
-                    reading.cancel_scope.cancel()
+            finally:
+                if handler_nursery is None:
+                    with trio.CancelScope(shield=True):
+                        await server.wait_idle()
+                server.stop_reading()
     finally:
         server.nursery = None
         server.endpoint.close()

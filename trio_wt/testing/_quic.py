@@ -24,6 +24,7 @@ __all__ = ["quic_pair"]
 
 _HOST: Final = "server.test"
 _PORT: Final = 4433
+_PATIENCE: Final = 5
 
 
 @cache
@@ -118,6 +119,9 @@ async def quic_pair(
             ) as connection:
                 await ready.wait()
                 yield connection, opened[0]
+            # The server is to see what the client's end was.
+            with trio.move_on_after(_PATIENCE):
+                await opened[0].wait_closed()
         except BaseException as exc:  # noqa: ASYNC103
             # Kept out of the nursery's sight, which would wrap it.
             failure = exc

@@ -17,6 +17,7 @@ _SIGNATURES: Final = {
     "_confirm_handshake": "self",
     "_handle_ack_frame": "self context frame_type buf",
     "_handle_crypto_frame": "self context frame_type buf",
+    "_handle_new_connection_id_frame": "self context frame_type buf",
     "_handle_padding_frame": "self context frame_type buf",
     "_handle_reset_stream_frame": "self context frame_type buf",
     "_handle_stop_sending_frame": "self context frame_type buf",

@@ -132,7 +132,7 @@ class Engine(Established):
             packets = list(packets)
             if congestion_event:
                 self.packets_lost += len(packets)
-                self._on_large_lost(sum(p.in_flight and p.sent_bytes > BASE_SIZE for p in packets))
+            self._on_large_lost(sum(p.in_flight and p.sent_bytes > BASE_SIZE for p in packets))
             on_packets_lost(packets=packets, congestion_event=congestion_event, **kwargs)
 
         self._loss._on_packets_lost = count  # type: ignore[method-assign]
@@ -351,8 +351,9 @@ class Engine(Established):
         """Whether a datagram for an unknown connection id ends this connection (RFC 9000 section 10.3.1)."""
         if len(data) < _MIN_RESET:
             return False
-        known = (self._peer_cid, *self._peer_cid_available)
-        tokens = [cid.stateless_reset_token for cid in known if cid.stateless_reset_token]
+        # Only ids that were used count (RFC 9000 section 10.3.1).
+        used = [self._peer_cid, *(path.peer_cid for path in self._network_paths)]
+        tokens = [cid.stateless_reset_token for cid in used if cid and cid.stateless_reset_token]
         return any(hmac.compare_digest(token, data[-len(token) :]) for token in tokens)
 
     def _fail(self) -> None:
@@ -422,6 +423,8 @@ class Engine(Established):
 
     def _parse_transport_parameters(self, data: bytes, from_session_ticket: bool = False) -> None:
         super()._parse_transport_parameters(data, from_session_ticket)
+        # 0 is no timeout (RFC 9000 section 18.2).
+        self._remote_max_idle_timeout = self._remote_max_idle_timeout or None
         buf = Buffer(data=data)
         while not buf.eof():
             parameter, length = buf.pull_uint_var(), buf.pull_uint_var()

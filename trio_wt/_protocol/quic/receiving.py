@@ -188,6 +188,19 @@ class Receiving(QuicConnection):
             )
         super()._handle_crypto_frame(context, frame_type, buf)
 
+    def _handle_new_connection_id_frame(
+        self, context: QuicReceiveContext, frame_type: int, buf: Buffer
+    ) -> None:
+        start = buf.tell()
+        sequence_number, retire_prior_to = buf.pull_uint_var(), buf.pull_uint_var()
+        buf.seek(start)
+        if retire_prior_to > sequence_number:
+            # RFC 9000 section 19.15
+            raise QuicConnectionError(
+                QuicErrorCode.FRAME_ENCODING_ERROR, frame_type, "it retires a later connection id"
+            )
+        super()._handle_new_connection_id_frame(context, frame_type, buf)
+
     def _handle_ack_frame(self, context: QuicReceiveContext, frame_type: int, buf: Buffer) -> None:
         start = buf.tell()
         largest = buf.pull_uint_var()
