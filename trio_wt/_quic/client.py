@@ -20,7 +20,7 @@ from .connection import Connection
 from .driver import Driver
 from .endpoint import Endpoint
 from .sessions import SessionKey, SessionStore
-from .settings import QuicSettings, QuicSettingsKwargs
+from .settings import QuicSettings, QuicSettingsKwargs, check_alpn
 from .tls import ClientTLS
 from .verification import CertificateRejected, Verifier, no_certificate
 
@@ -191,8 +191,7 @@ async def open_quic(
 
     Leaving the block closes the connection, as `Connection` says.
     """
-    if not alpn:
-        raise ValueError("alpn must name at least one application protocol (RFC 9001 section 8.1)")
+    check_alpn(alpn)
     if sum(way is not None for way in (local_address, socket, endpoint)) > 1:
         raise ValueError("give at most one of local_address, socket and endpoint")
     if not handshake_timeout > 0:
@@ -235,6 +234,7 @@ class _Race:
         self._attempts: list[Driver] = []
         self._endpoints: list[Endpoint] = []
         self._failures: list[str] = []
+        self._unbound: list[OSError | OverflowError] = []
 
     async def goodbye(self, exc: BaseException | None) -> None:
         winner = self._winner
@@ -271,6 +271,8 @@ class _Race:
             else:
                 await self._run_all(services, local_address)
         if self._winner is None:
+            if self._unbound and not self._attempts:
+                raise self._unbound[0]
             for attempt in self._attempts:
                 if isinstance(attempt.engine.rejection, CertificateRejected):
                     raise attempt.engine.rejection
@@ -330,8 +332,8 @@ class _Race:
         try:
             host, port = local_address or (None, 0)
             socket = await open_udp_socket(host, port, family=family)
-        except OSError as exc:
-            self._failures.append(f"{remote[0]}: {exc.strerror or exc}")
+        except (OSError, OverflowError) as exc:
+            self._unbound.append(exc)
         else:
             endpoint = self._own(services, socket)
             await self._attempt(services, endpoint, Route(remote, 0))

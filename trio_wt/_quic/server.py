@@ -18,7 +18,7 @@ from .connection import Connection
 from .driver import Driver
 from .endpoint import Endpoint
 from .sessions import TicketIssuer
-from .settings import QuicSettings, QuicSettingsKwargs
+from .settings import QuicSettings, QuicSettingsKwargs, check_alpn
 from .tls import ServerTLS
 from .verification import no_certificate
 
@@ -254,8 +254,7 @@ async def serve_quic(
 
     Cancelled, it stops accepting, and all handlers are cancelled; each connection is closed with the ``cancelled_code``.
     """
-    if not alpn:
-        raise ValueError("alpn must name at least one application protocol (RFC 9001 section 8.1)")
+    check_alpn(alpn)
     if (port is None) == (sockets is None):
         raise ValueError("give exactly one of port and sockets")
     if handler_errors not in ("log", "raise"):

@@ -10,13 +10,26 @@ from typing import Any, Literal, TypedDict
 from .._protocol.path_mtu import BASE_SIZE
 from .._protocol.quic import VERSIONS
 
-__all__ = ["QuicSettings", "QuicSettingsKwargs"]
+__all__ = ["QuicSettings", "QuicSettingsKwargs", "check_alpn"]
 
 _MAX_CODE = 2**62 - 1
 # Ten years; the wire has milliseconds in 62 bits.
 _MAX_TIME = 315_360_000
 #: Larger packets would need longer length fields than the engine writes.
 _MAX_PACKET_SIZE = 16383
+
+
+def check_alpn(alpn: Sequence[str]) -> None:
+    """Raise `ValueError` or `TypeError` for what are no application protocols (RFC 7301 section 3.1)."""
+    if isinstance(alpn, str):
+        raise TypeError(f"alpn must be a sequence of protocols, not one of them: {alpn!r}")
+    if not alpn:
+        raise ValueError("alpn must name at least one application protocol (RFC 9001 section 8.1)")
+    for protocol in alpn:
+        if not (protocol.isascii() and 0 < len(protocol) < 256):
+            raise ValueError(
+                f"an application protocol is 1 to 255 ASCII characters, not {protocol!r}"
+            )
 
 
 class QuicSettingsKwargs(TypedDict, total=False):
