@@ -29,12 +29,23 @@ class PathMtu:
         maximum: the bound, which the peer's may lower.
     """
 
-    __slots__ = ("_failures", "_pending", "_probe_at", "maximum", "size")
+    __slots__ = (
+        "_failures",
+        "_pending",
+        "_probe_at",
+        "_vanished",
+        "_vanishing_since",
+        "maximum",
+        "size",
+    )
 
     def __init__(self, maximum: int) -> None:
         self.maximum: int = maximum
         self.size: int = BASE_SIZE
         self._failures = 0
+        # Large packets that were lost since the last one that got through, and since when.
+        self._vanished = 0
+        self._vanishing_since: float | None = None
         self._pending: int | None = None
         self._probe_at = 0.0
 
@@ -71,6 +82,23 @@ class PathMtu:
             self._failures = 0
             self._probe_at = now + _RAISE_INTERVAL
 
+    def vanished(self, count: int, now: float) -> None:
+        """Packets larger than the base were lost."""
+        self._vanished += count
+        if self._vanishing_since is None:
+            self._vanishing_since = now
+
+    def got_through(self, size: int) -> None:
+        """A packet of ``size`` bytes was acknowledged."""
+        if size > BASE_SIZE:
+            self._vanished = 0
+            self._vanishing_since = None
+
+    def is_black_hole(self, now: float, patience: float) -> bool:
+        """Whether large packets have vanished for that long, and none got through, whatever became of small ones."""
+        since = self._vanishing_since
+        return since is not None and self._vanished >= _MAX_PROBES and now - since >= patience
+
     def black_hole(self, now: float) -> None:
         """Full packets vanish: back to the base, and search again after a while (RFC 8899 section 4.3)."""
         self.restart(now + _BLACK_HOLE_PAUSE)
@@ -78,6 +106,7 @@ class PathMtu:
     def restart(self, at: float) -> None:
         """The path has changed: nothing is known of it, and the search begins at ``at``."""
         self.size = BASE_SIZE
-        self._failures = 0
+        self._failures = self._vanished = 0
+        self._vanishing_since = None
         self._pending = None
         self._probe_at = at

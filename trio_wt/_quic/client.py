@@ -15,7 +15,7 @@ from .._protocol.packet_router import PacketRouter
 from .._protocol.quic import VERSIONS, Engine, EngineConfig, SessionTicket
 from .._protocol.route import Route, Sockaddr
 from .._transport.services import Services
-from .._transport.udp import DatagramSocket, UdpSocket, open_udp_socket
+from .._transport.udp import DatagramSocket, UdpSocket, check_route, open_udp_socket
 from .connection import Connection
 from .driver import Driver
 from .endpoint import Endpoint
@@ -163,7 +163,7 @@ async def open_quic(
     """Connect to a QUIC server, as an async context manager.
 
     A host with several addresses is tried at each of them, IPv6 and IPv4 in turns, a quarter of a second apart; the first to
-    answer wins (RFC 8305).
+    answer wins (RFC 8305). Through a given socket or endpoint only its first address is tried.
 
     Args:
         host: a name or an IP address.
@@ -336,7 +336,12 @@ class _Race:
             self._unbound.append(exc)
         else:
             endpoint = self._own(services, socket)
-            await self._attempt(services, endpoint, Route(remote, 0))
+            try:
+                check_route(family, remote)
+            except OSError as exc:
+                self._failures.append(f"{remote[0]}: {exc.strerror or exc}")
+            else:
+                await self._attempt(services, endpoint, Route(remote, 0))
         failed.set()
         if self._winner is not None:
             nursery.cancel_scope.cancel()

@@ -21,6 +21,7 @@ from .receive_stream import ReceiveStream
 from .send_stream import SendStream
 from .statistics import QuicStatistics
 from .streams import Stream
+from .verification import CertificateRejected
 
 __all__ = ["Connection"]
 
@@ -163,11 +164,14 @@ class Connection:
         """Wait until the handshake is complete, which only connections with early data must.
 
         Raises:
+            CertificateRejected: the peer's certificate was not accepted.
             HandshakeFailed: it did not succeed.
         """
         await trio.lowlevel.checkpoint()
         driver = self._driver
         while driver.handshake is None:
+            if isinstance(driver.engine.rejection, CertificateRejected):
+                raise driver.engine.rejection
             if driver.end is not None:
                 raise HandshakeFailed(f"the QUIC handshake failed: {driver.end}") from driver.end
             await driver.wait_changed()

@@ -454,6 +454,7 @@ class Driver:
         else:
             kind = ConnectionClosedError if end.code else ConnectionClosedOK
         closed = self.end = kind(end.code, end.reason, remote=end.remote)
+        closed.__cause__ = self.engine.rejection
         for stream in list(self._streams.values()):
             stream.lost(closed)
         for part in (self.datagrams, self.incoming_streams, self.incoming_receive_streams):

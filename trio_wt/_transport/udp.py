@@ -18,7 +18,7 @@ import trio
 
 from .._protocol.route import Sockaddr
 
-__all__ = ["DatagramSocket", "UdpSocket", "open_udp_socket", "open_udp_sockets"]
+__all__ = ["DatagramSocket", "UdpSocket", "check_route", "open_udp_socket", "open_udp_sockets"]
 
 # linux/udp.h, linux/in.h and linux/in6.h; Python's socket module does not have them in all versions.
 _SOL_UDP: Final = 17
@@ -36,6 +36,8 @@ _BUFFER_SIZE: Final = 4 * 2**20
 _ANCILLARY_SIZE: Final = 64
 # A datagram alone that is smaller than this is taken for one of a conversation rather than of a transfer.
 _SMALL: Final = 1000
+
+_MAX_PORT: Final = 65535
 
 _WOULD_BLOCK: Final = {errno.EAGAIN, errno.EWOULDBLOCK}
 # What a kernel answers that has no segmentation, or none for this interface.
@@ -289,7 +291,11 @@ async def open_udp_socket(
 
     Raises:
         OSError: the address cannot be bound.
+        OverflowError: there is no such port.
     """
+    if not 0 <= port <= _MAX_PORT:
+        await trio.lowlevel.checkpoint()
+        raise OverflowError(f"a port is from 0 to {_MAX_PORT}, not {port}")
     if host is None and family == stdlib_socket.AF_UNSPEC:
         await trio.lowlevel.checkpoint()
         return _bind_all(port)
@@ -331,6 +337,16 @@ async def open_udp_sockets(port: int, host: str | bytes | None) -> list[UdpSocke
             opened.close()
         raise
     return sockets
+
+
+def check_route(family: int, remote: Sockaddr) -> None:
+    """Ask the system whether it knows a way to an address; nothing is sent.
+
+    Raises:
+        OSError: it knows none.
+    """
+    with stdlib_socket.socket(family, stdlib_socket.SOCK_DGRAM) as probe:
+        probe.connect(remote)
 
 
 def _bind_all(port: int) -> UdpSocket:

@@ -42,7 +42,6 @@ _TP_RESET_STREAM_AT: Final = 0x17F7586D2CB571
 _MAX_REASON: Final = 512
 # Timeouts in a row after which full packets are taken to vanish (RFC 8899 section 4.3).
 _BLACK_HOLE_PTOS: Final = 2
-_BLACK_HOLE_LOSSES: Final = 3
 # After so many packets, those before them that need no acknowledgement are forgotten.
 _SWEEP: Final = 512
 _MIN_RESET: Final = 21  # RFC 9000 section 10.3
@@ -111,10 +110,7 @@ class Engine(Established):
         self.peer_certificate: bytes | None = None
         self.rejection: Exception | None = None
         self._loss._pacer = self._pacer = BurstPacer(max_datagram_size=BASE_SIZE)
-        hold_unused_window(self._loss._cc, self._on_acknowledged)
-        # Since when, and how many, packets larger than any path carries were lost, with none that got through.
-        self._large_lost_at: float | None = None
-        self._large_lost = 0
+        hold_unused_window(self._loss._cc, self.mtu.got_through)
         self._count_losses()
         # Only a server's first id may have one (RFC 9000 section 18.2).
         if config.reset_token is not None and not config.is_client:
@@ -132,33 +128,12 @@ class Engine(Established):
             packets = list(packets)
             if congestion_event:
                 self.packets_lost += len(packets)
-            self._on_large_lost(sum(p.in_flight and p.sent_bytes > BASE_SIZE for p in packets))
+            large = sum(p.in_flight and p.sent_bytes > BASE_SIZE for p in packets)
+            if large:
+                self.mtu.vanished(large, self._now)
             on_packets_lost(packets=packets, congestion_event=congestion_event, **kwargs)
 
         self._loss._on_packets_lost = count  # type: ignore[method-assign]
-
-    def _on_large_lost(self, count: int) -> None:
-        if count:
-            self._large_lost += count
-            if self._large_lost_at is None:
-                self._large_lost_at = self._now
-
-    def _on_acknowledged(self, size: int) -> None:
-        if size > BASE_SIZE:
-            self._large_lost = 0
-            self._large_lost_at = None
-
-    def _is_black_hole(self, now: float) -> bool:
-        """Whether full packets vanish while others may get through (RFC 8899 section 4.3)."""
-        if self.mtu.size == BASE_SIZE or not self._loss._rtt_initialized:
-            return False
-        if self._loss._pto_count >= _BLACK_HOLE_PTOS:
-            return True
-        return (
-            self._large_lost_at is not None
-            and self._large_lost >= _BLACK_HOLE_LOSSES
-            and now - self._large_lost_at >= _BLACK_HOLE_PTOS * self._loss.get_probe_timeout()
-        )
 
     # ---- driving
 
@@ -230,8 +205,11 @@ class Engine(Established):
         """What is due now and then: key updates, and path MTU discovery."""
         if self._packet_number - self._keys_updated_at >= self.config.key_update_packets:
             self.update_keys()
-        if self._is_black_hole(now):
-            self._on_acknowledged(self.mtu.size)
+        full = self.mtu.size > BASE_SIZE and self._loss._rtt_initialized
+        if full and (
+            self._loss._pto_count >= _BLACK_HOLE_PTOS
+            or self.mtu.is_black_hole(now, _BLACK_HOLE_PTOS * self._loss.get_probe_timeout())
+        ):
             self.mtu.black_hole(now)
             self._resize()
         # To an address that is not validated only a little may be sent (RFC 9000 section 8.1).
