@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
-from functools import cache, partial
+from functools import cache
 
 import trio
 
@@ -41,15 +41,33 @@ def client_tls() -> ClientTLS:
     return ClientTLS(server_certificate_hashes=[certificate().sha256])
 
 
+async def start_serving(
+    nursery: trio.Nursery, handler: Handler, network: Network, **options: object
+) -> trio.CancelScope:
+    """Start a server on the network; what cancels it."""
+    options = {"alpn": ["test"], "tls": ServerTLS(certificate()), **options}
+    scope = trio.CancelScope()
+
+    async def serve(task_status: trio.TaskStatus[object]) -> None:
+        with scope:
+            await serve_quic(
+                handler,
+                sockets=[network.socket((HOST, PORT))],
+                task_status=task_status,
+                **options,  # type: ignore[arg-type]
+            )
+
+    await nursery.start(serve)
+    return scope
+
+
 @asynccontextmanager
 async def serving(handler: Handler, network: Network, **options: object) -> AsyncIterator[None]:
     """A server on the network for as long as the block lasts."""
-    options = {"alpn": ["test"], "tls": ServerTLS(certificate()), **options}
     async with trio.open_nursery() as nursery:
-        serve = partial(serve_quic, handler, sockets=[network.socket((HOST, PORT))], **options)
-        await nursery.start(serve)
+        scope = await start_serving(nursery, handler, network, **options)
         yield
-        nursery.cancel_scope.cancel()
+        scope.cancel()
 
 
 def visit(network: Network, **options: object) -> AbstractAsyncContextManager[Connection]:

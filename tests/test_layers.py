@@ -150,7 +150,10 @@ def test_what_must_not_be_is_found(name: str, source: str) -> None:
         ("_websocket.x", "from .._http.request import Request\nfrom . import client"),
         ("__init__", "from ._websocket.client import open_websocket"),
         ("_protocol.quic", "from aioquic.quic.connection import QuicConnection\nQuicConnection._x"),
-        ("_protocol.quic.a", "from aioquic.quic.connection import QuicConnection\nQuicConnection._x"),
+        (
+            "_protocol.quic.a",
+            "from aioquic.quic.connection import QuicConnection\nQuicConnection._x",
+        ),
         ("_protocol.x", "from aioquic.buffer import Buffer\nclass A:\n    def f(self): self._b"),
     ],
 )

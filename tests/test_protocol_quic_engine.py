@@ -157,6 +157,23 @@ def test_silence_ends_a_connection(ours: float, theirs: float, straight: bool) -
 
 
 @both_roads
+def test_what_is_sent_after_something_came_puts_the_end_off_once(straight: bool) -> None:
+    """RFC 9000 section 10.1: so that an answer has time to come."""
+    link = Link(idle_timeout=5, straight=straight)
+    link.client.ping(1)
+    link.run(0.1)
+    link.drop = lambda sender, data: True
+    link.run(3)
+    link.client.ping(2)
+    link.run(3)
+    assert link.client.end is None
+    assert link.server.end is not None
+    link.client.ping(3)
+    link.run(2.2)
+    assert_idle(link.client)
+
+
+@both_roads
 def test_pings_keep_a_connection_alive(straight: bool) -> None:
     link = Link(idle_timeout=5, straight=straight)
     for number in range(5):

@@ -7,6 +7,7 @@ from collections import Counter
 from typing import Any
 
 import pytest
+from aioquic.tls import Epoch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -209,6 +210,7 @@ def test_acknowledgements_end(straight: bool) -> None:
         link.client.packet(frame(0x01))  # lost
         link.hostile(link.client, frame(0x01))
         link.run(0.01)
+    assert len(link.server.engine._spaces[Epoch.ONE_RTT].ack_queue) < 20
     link.run(5)
     sent = link.sent
     link.run(5)

@@ -12,6 +12,7 @@ from aioquic.quic.packet import (
     encode_quic_version_negotiation,
     pull_quic_header,
 )
+from aioquic.tls import CipherSuite, Epoch
 from cryptography import x509
 from cryptography.hazmat.primitives.serialization import Encoding
 
@@ -25,6 +26,7 @@ from tests.quic_engines import (
     identity,
     server_config,
 )
+from tests.quic_frames import frame
 from trio_wt._protocol.quic import (
     VERSIONS,
     End,
@@ -84,6 +86,25 @@ def test_the_ids_under_which_a_side_can_be_reached() -> None:
         ids = side.engine.connection_ids
         assert len(ids) == len(set(ids)) == 8
         assert all(len(cid) == 8 for cid in ids)
+
+
+def test_the_cheapest_cipher_comes_first() -> None:
+    link = Link()
+    for side in link.sides:
+        suite = side.engine._cryptos[Epoch.ONE_RTT].send.cipher_suite
+        assert suite is CipherSuite.AES_128_GCM_SHA256
+
+
+def test_an_address_token_of_an_earlier_connection() -> None:
+    """RFC 9000 section 8.1.3."""
+    tokens: list[bytes] = []
+    link = Link(client_hooks={"store_token": tokens.append})
+    link.hostile(link.server, frame(0x07, 5, b"token"))
+    assert tokens == [b"token"]
+    engine = Engine(client_config(token=tokens[0]))
+    engine.start(Route(SERVER_ADDRESS), START)
+    (first, _), *_ = engine.flush(START)
+    assert pull_quic_header(Buffer(data=first)).token == b"token"
 
 
 def test_before_it_begins_nothing_happens_and_nothing_raises() -> None:
@@ -244,6 +265,31 @@ def test_a_server_that_never_answers() -> None:
     assert link.client.end is not None
     assert (link.client.end.kind, link.client.end.code) == (EndKind.LOST, 0)
     assert link.client.engine.is_silent
+
+
+@both_roads
+@pytest.mark.parametrize("lost", [1, 2, 3])
+def test_the_confirmation_of_the_handshake_may_be_lost(lost: int, straight: bool) -> None:
+    """HANDSHAKE_DONE (RFC 9000 section 13.3) is sent again when it is known to be lost, not only by a timer."""
+    link = Link(connect=False, straight=straight, delay=0.02)
+    count = 0
+
+    def drop(sender: Side, data: bytes) -> bool:
+        nonlocal count
+        packet = link.client.look_into(data) if sender is link.server else None
+        done = packet is not None and (0x1E,) in packet.frames
+        count += done
+        return done and count <= lost
+
+    link.drop = drop
+    link.start()
+    link.run(until=lambda: bool(link.client.handshake and link.server.handshake))
+    for number in range(20):
+        link.server.ping(number)
+        link.run(0.05)
+    assert link.client.engine._handshake_confirmed
+    assert count == lost + 1
+    assert link.client.end is None
 
 
 # ---- certificates

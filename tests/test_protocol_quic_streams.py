@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from tests.quic_engines import Link, Packet, both_roads
+from tests.quic_engines import Link, Packet, Side, both_roads
 
 DATA = bytes(range(251)) * 400  # 100,400 bytes
 
@@ -106,6 +106,31 @@ def test_data_may_be_any_bytes_like() -> None:
     link.client.send(stream_id, b" bytes", fin=True)
     link.run(1)
     assert link.server.data[stream_id] == b"bytearray memoryview bytes"
+
+
+@both_roads
+@pytest.mark.parametrize("lost", [(0,), (1,), (2,), (0, 2), (1, 2), (0, 1), (0, 1, 2)])
+def test_an_end_that_is_lost(lost: tuple[int, ...], straight: bool) -> None:
+    """Data, more data, and the end alone, each in a packet of its own."""
+    link = Link(straight=straight, delay=0.02)
+    stream_id = link.client.open()
+    count = -1
+
+    def drop(sender: Side, data: bytes) -> bool:
+        nonlocal count
+        count += sender is link.client
+        return sender is link.client and count in lost
+
+    link.drop = drop
+    for data, fin in ((b"some", False), (b" data", False), (b"", True)):
+        link.client.send(stream_id, data, fin=fin)
+        link.flush(link.client)
+    link.run(2)
+    assert link.server.data[stream_id] == b"some data"
+    assert stream_id in link.server.ended
+    link.server.send(stream_id, fin=True)
+    link.run(1)
+    assert gone(link, stream_id)
 
 
 @both_roads

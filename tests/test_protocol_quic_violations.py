@@ -62,6 +62,24 @@ def test_data_beyond_the_stream_s_window(offset: int, by_client: bool, straight:
 
 
 @both_roads
+@pytest.mark.parametrize("limit", ["stream", "connection"])
+def test_data_in_order_beyond_a_window(limit: str, straight: bool) -> None:
+    link = Link(
+        stream_window=1000 if limit == "stream" else 2000,
+        connection_window=1000 if limit == "connection" else 2000,
+        straight=straight,
+    )
+    link.server.reading = False
+    for offset in range(0, 1000, 250):
+        link.hostile(link.client, stream_frame(0, offset, bytes(250)))
+    assert link.server.end is None
+    assert len(link.server.data[0]) == 1000
+    link.hostile(link.client, stream_frame(0, 1000, b"x"))
+    assert_violation(link, link.server, FLOW_CONTROL)
+    assert len(link.server.data[0]) == 1000
+
+
+@both_roads
 def test_data_beyond_the_connection_s_window(straight: bool) -> None:
     link = Link(stream_window=1000, connection_window=2500, straight=straight)
     link.server.reading = False
@@ -239,10 +257,13 @@ VIOLATIONS: dict[str, tuple[bytes, int]] = {
 
 
 @both_roads
+@pytest.mark.parametrize("known", [False, True])
 @pytest.mark.parametrize("name", VIOLATIONS)
-def test_violations(name: str, straight: bool) -> None:
+def test_violations(name: str, known: bool, straight: bool) -> None:
     frames, code = VIOLATIONS[name]
     link = Link(straight=straight)
+    if known:
+        link.hostile(link.client, stream_frame(0, 0, b""))
     link.hostile(link.client, frames)
     assert_violation(link, link.server, code)
     assert not link.server.datagrams

@@ -176,11 +176,10 @@ async def test_an_unknown_host() -> None:
 
 @real
 async def test_a_local_address_that_is_not_ours() -> None:
-    for address in (("192.0.2.1", 0), ("127.0.0.1", 1 << 20)):
-        with pytest.raises((OSError, OverflowError)) as caught:
-            async with open_quic("127.0.0.1", 1, alpn=["test"], local_address=address):
-                pytest.fail("it cannot be bound")
-        assert not isinstance(caught.value, HandshakeFailed)
+    with pytest.raises(OSError) as caught:
+        async with open_quic("127.0.0.1", 1, alpn=["test"], local_address=("192.0.2.1", 0)):
+            pytest.fail("it cannot be bound")
+    assert caught.value.errno == errno.EADDRNOTAVAIL
 
 
 @pytest.mark.parametrize(
@@ -478,7 +477,10 @@ async def test_an_endpoint_may_be_bound() -> None:
 
 async def test_a_connection_moves_to_another_socket() -> None:
     network = Network()
-    async with quic_pair(network=network) as (client, server), stream_pair(client, server) as (a, b):
+    async with (
+        quic_pair(network=network) as (client, server),
+        stream_pair(client, server) as (a, b),
+    ):
         old = client.local_address
         for _ in range(3):
             socket = network.socket()
@@ -516,7 +518,10 @@ async def test_a_connection_moves_in_the_middle_of_a_transfer() -> None:
 
 async def test_where_nobody_answers_the_connection_stays() -> None:
     network = Network()
-    async with quic_pair(network=network) as (client, server), stream_pair(client, server) as (a, b):
+    async with (
+        quic_pair(network=network) as (client, server),
+        stream_pair(client, server) as (a, b),
+    ):
         old = client.local_address
         for _ in range(2):
             socket = network.socket()
@@ -539,7 +544,10 @@ async def test_where_nobody_answers_the_connection_stays() -> None:
 
 async def test_a_way_that_loses_much_can_be_moved_to() -> None:
     network = Network(seed=6)
-    async with quic_pair(network=network) as (client, server), stream_pair(client, server) as (a, b):
+    async with (
+        quic_pair(network=network) as (client, server),
+        stream_pair(client, server) as (a, b),
+    ):
         network.loss = 0.5
         await client.migrate(socket=network.socket(), timeout=20)
         network.loss = 0
@@ -661,5 +669,3 @@ async def test_open_quic_is_a_checkpoint() -> None:
             with pytest.raises(ValueError, match="."):
                 async with visit(network, **wrong):
                     pytest.fail("that is a mistake")
-
-

@@ -288,7 +288,8 @@ async def test_flood_of_closes() -> None:
 
 
 @pytest.mark.parametrize(
-    "reason", [b"\x1b[31m\x07\r\n" * 50, b"\xff\xfe\xfd", "\u202e\u0000".encode() * 100, b"x" * 8000]
+    "reason",
+    [b"\x1b[31m\x07\r\n" * 50, b"\xff\xfe\xfd", "\u202e\u0000".encode() * 100, b"x" * 8000],
 )
 async def test_reason_that_is_no_text(reason: bytes) -> None:
     async with attacked_client() as (peer, connection):
@@ -373,9 +374,7 @@ async def test_hostile_server_beside_an_honest_one() -> None:
     async with attacked_server(bystander=False) as target:
         peer = HostileServer(target.network.socket(("hostile.test", 1)), **identity())
         await target.nursery.start(peer.run)
-        tls = trio_wt.ClientTLS(
-            server_certificate_hashes=[certificate().sha256], server_name=HOST
-        )
+        tls = trio_wt.ClientTLS(server_certificate_hashes=[certificate().sha256], server_name=HOST)
         async with trio_wt.open_quic_endpoint(socket=target.network.socket()) as endpoint:
             async with trio_wt.open_quic(
                 HOST, PORT, alpn=["honest"], tls=tls, endpoint=endpoint
@@ -511,7 +510,9 @@ async def test_endless_handshake() -> None:
                         lambda: peer.connection._cryptos[Epoch.HANDSHAKE].send.is_valid()
                     )
                     for at in range(0, 100_000, 1000):
-                        said = (b"\x0b\xff\xff\xff" if not at else b"") + bytes(996 if not at else 1000)
+                        said = (b"\x0b\xff\xff\xff" if not at else b"") + bytes(
+                            996 if not at else 1000
+                        )
                         peer.say(crypto(at, said), epoch=Epoch.HANDSHAKE)
                         await trio.sleep(0.001)
 

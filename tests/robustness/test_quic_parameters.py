@@ -64,9 +64,7 @@ def without(number: int) -> Callable[[bytes], bytes]:
             values = []
             for _ in range(2):
                 size = 1 << (real[at] >> 6)
-                values.append(
-                    int.from_bytes(real[at : at + size]) & (1 << (8 * size - 2)) - 1
-                )
+                values.append(int.from_bytes(real[at : at + size]) & (1 << (8 * size - 2)) - 1)
                 at += size
             at += values[1]
             if values[0] != number:
@@ -134,10 +132,7 @@ GOOD_FROM_SERVER = {
 }
 SILENCING: dict[str, Callable[[bytes], bytes]] = {
     "no credit at all": also(
-        *(
-            whole(number, 0)
-            for number in (MAX_DATA, STREAM_LOCAL, STREAM_REMOTE, STREAM_UNI)
-        ),
+        *(whole(number, 0) for number in (MAX_DATA, STREAM_LOCAL, STREAM_REMOTE, STREAM_UNI)),
         whole(STREAMS_BIDI, 0),
         whole(STREAMS_UNI, 0),
     ),
@@ -286,7 +281,9 @@ async def test_client_with_another_protocol(protocols: list[str] | None) -> None
 async def test_client_with_thousands_of_protocols(number: int) -> None:
     """As much as there is room for."""
     async with attacked_server(no_answer) as target:
-        peer = await target.hostile(alpn_protocols=[f"p{n}" for n in range(number)][::-1] + ["test"])
+        peer = await target.hostile(
+            alpn_protocols=[f"p{n}" for n in range(number)][::-1] + ["test"]
+        )
         try:
             peer.start()
         except Exception:

@@ -164,6 +164,9 @@ async def test_random_frames_from_a_client(seed: int, boldness: float) -> None:
         peer.claim(40)
         peer.connection._local_active_connection_id_limit = 2**30
         await speak(peer, target.served[0], seed, boldness)
+        if not boldness:
+            assert target.served[0].closed is None, target.served[0].closed
+            await peer.echo(peer.own(40), b"still here")
 
 
 @pytest.mark.parametrize("boldness", [0, 0.01])
@@ -176,6 +179,7 @@ async def test_random_frames_from_a_server(seed: int, boldness: float) -> None:
             async with trio.open_nursery() as nursery:
                 nursery.start_soon(_busy, connection)
                 await speak(peer, connection, seed, boldness)
+                assert boldness or connection.closed is None, connection.closed
                 nursery.cancel_scope.cancel()
 
 
@@ -226,7 +230,9 @@ async def test_random_datagrams_for_a_connection(seed: int) -> None:
     chance = random.Random(seed)
     async with attacked_server() as target:
         peer = await target.shaken()
-        cids = [cid.cid for cid in (peer.connection._peer_cid, *peer.connection._peer_cid_available)]
+        cids = [
+            cid.cid for cid in (peer.connection._peer_cid, *peer.connection._peer_cid_available)
+        ]
         for _ in range(300):
             first, cid = chance.randrange(256), chance.choice(cids)
             size = chance.choice((0, 3, 20, 21, 60, 1200))
