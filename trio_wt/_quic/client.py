@@ -20,7 +20,7 @@ from .connection import Connection
 from .driver import Driver
 from .endpoint import Endpoint
 from .sessions import SessionKey, SessionStore
-from .settings import QuicSettings, QuicSettingsKwargs, check_alpn
+from .settings import QuicSettings, QuicSettingsKwargs, check_alpn, check_port
 from .tls import ClientTLS
 from .verification import CertificateRejected, Verifier, no_certificate
 
@@ -192,6 +192,7 @@ async def open_quic(
     Leaving the block closes the connection, as `Connection` says.
     """
     check_alpn(alpn)
+    check_port(port)
     if sum(way is not None for way in (local_address, socket, endpoint)) > 1:
         raise ValueError("give at most one of local_address, socket and endpoint")
     if not handshake_timeout > 0:

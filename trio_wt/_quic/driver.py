@@ -64,6 +64,8 @@ AnyStream = SendStream | ReceiveStream
 # What is sent within this time, in seconds, of what a task sent by itself is left to the writer.
 _BURST_PAUSE = 5e-5
 _ACK_DELAY = 1e-3
+_TOO_LONG = "the handshake took too long"
+_CONNECTION_REFUSED = 0x02
 # What the last packet may take to go out when all the time was used up before.
 _LAST_PACKET = 1.0
 
@@ -381,7 +383,10 @@ class Driver:
     def _due(self, now: float) -> None:
         timer = self.engine.timer
         if self.handshake is None and now >= self.handshake_deadline:
-            self.engine.lose("the handshake took too long")
+            if self._client:
+                self.engine.lose(_TOO_LONG)
+            else:
+                self.engine.shut(_CONNECTION_REFUSED, _TOO_LONG, transport=True)
             self.process()
         elif timer is not None and timer <= now:
             self.engine.fire(now)

@@ -18,7 +18,7 @@ from .connection import Connection
 from .driver import Driver
 from .endpoint import Endpoint
 from .sessions import TicketIssuer
-from .settings import QuicSettings, QuicSettingsKwargs, check_alpn
+from .settings import QuicSettings, QuicSettingsKwargs, check_alpn, check_port
 from .tls import ServerTLS
 from .verification import no_certificate
 
@@ -285,6 +285,7 @@ async def serve_quic(
     )
     if sockets is None:
         assert port is not None
+        check_port(port)
         sockets = await open_udp_sockets(port, host)
     try:
         async with trio.open_nursery() as nursery:

@@ -10,7 +10,7 @@ from typing import Any, Literal, TypedDict
 from .._protocol.path_mtu import BASE_SIZE
 from .._protocol.quic import VERSIONS
 
-__all__ = ["QuicSettings", "QuicSettingsKwargs", "check_alpn"]
+__all__ = ["QuicSettings", "QuicSettingsKwargs", "check_alpn", "check_port"]
 
 _MAX_CODE = 2**62 - 1
 # Ten years; the wire has milliseconds in 62 bits.
@@ -30,6 +30,12 @@ def check_alpn(alpn: Sequence[str]) -> None:
             raise ValueError(
                 f"an application protocol is 1 to 255 ASCII characters, not {protocol!r}"
             )
+
+
+def check_port(port: int) -> None:
+    """Raise `ValueError` for what is no UDP port: the system would take it modulo 65536."""
+    if not 0 <= port < 2**16:
+        raise ValueError(f"a port is from 0 to 65535, not {port}")
 
 
 class QuicSettingsKwargs(TypedDict, total=False):

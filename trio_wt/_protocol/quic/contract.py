@@ -15,6 +15,7 @@ _SIGNATURES: Final = {
     "_add_network_path": "self network_path",
     "_close_end": "self",
     "_confirm_handshake": "self",
+    "_connect": "self now",
     "_handle_ack_frame": "self context frame_type buf",
     "_handle_crypto_frame": "self context frame_type buf",
     "_handle_new_connection_id_frame": "self context frame_type buf",

@@ -115,6 +115,7 @@ class Engine(Established):
         # Only a server's first id may have one (RFC 9000 section 18.2).
         if config.reset_token is not None and not config.is_client:
             self._host_cids[0].stateless_reset_token = config.reset_token(self.host_cid)
+        self._is_retried = retry_source_cid is not None
         self._lost = False
         self._closed_by_peer = False
         self._close_datagrams: list[bytes] = []
@@ -154,6 +155,10 @@ class Engine(Established):
             if not self._receive_short(data, route, now):
                 self.receive_datagram(data, route, now)
                 self._find_road()
+                if self._is_retried and self._network_paths:
+                    # The token has validated the address (RFC 9000 section 8.1.2).
+                    self._is_retried = False
+                    self._network_paths[0].is_validated = True
         except Exception:
             self._fail()
             return
@@ -376,6 +381,16 @@ class Engine(Established):
         if settled and self._handshake_confirmed:
             self._keys_updated_at = self._packet_number
             self.request_key_update()
+
+    def _connect(self, now: float) -> None:
+        # After a Retry, or another version, all is sent anew, early data too (RFC 9000 section 17.2.5.3).
+        for space in self._loss.spaces:
+            packets = list(space.sent_packets.values())
+            self._loss.discard_space(space)
+            for packet in packets:
+                for handler, args in packet.delivery_handlers:
+                    handler(QuicDeliveryState.LOST, *args)
+        super()._connect(now)
 
     def _initialize(self, peer_cid: bytes) -> None:
         super()._initialize(peer_cid)
