@@ -39,6 +39,22 @@ def test_how_many_streams_may_be_opened(straight: bool) -> None:
 
 
 @both_roads
+def test_a_stream_beyond_the_limit_waits(straight: bool) -> None:
+    """Applications are to look at `openable` first; who does not is no harm to the connection."""
+    link = Link(max_receive_streams=1, straight=straight)
+    first, second = (link.client.open(unidirectional=True) for _ in range(2))
+    assert link.client.engine.openable(unidirectional=True) == -1
+    link.client.send(second, b"waits", fin=True)
+    link.client.send(first, b"data")
+    link.run(1)
+    assert link.server.data == {first: b"data"}
+    link.client.send(first, fin=True)
+    link.run(1)
+    assert link.server.data == {first: b"data", second: b"waits"}
+    assert link.server.end is None
+
+
+@both_roads
 def test_a_stream_makes_room_for_another_once_the_application_released_it(straight: bool) -> None:
     link = Link(server={"max_streams": 1, "max_receive_streams": 1}, straight=straight)
     link.server.reading = False

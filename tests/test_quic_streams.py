@@ -196,7 +196,7 @@ async def test_iteration_ends_with_the_stream() -> None:
         bytearray(b"abcd" * 10),
         memoryview(b"abcd" * 10),
         memoryview(bytearray(b"abcd" * 10)).cast("I"),
-        memoryview(b"_abcd" * 8)[1:] if False else memoryview(b"xabcd" + b"abcd" * 9)[1:],
+        memoryview(b"xabcd" + b"abcd" * 9)[1:],
     ],
     ids=["bytes", "bytearray", "memoryview", "integers", "slice"],
 )
@@ -249,13 +249,7 @@ async def test_one_stream_that_is_not_read_does_not_stop_another() -> None:
 async def test_streams_of_a_higher_priority_come_first() -> None:
     network = Network(rate=100_000)
     async with quic_pair(network=network, send_buffer=2**20) as (client, server):
-        ended = []
         async with trio.open_nursery() as nursery:
-
-            async def serve(stream: ReceiveStream) -> None:
-                ended.append((await stream.receive_until(b"|"))[:-1].decode())
-                await stream.receive_all()
-
             async with (
                 client.open_send_stream() as low,
                 client.open_send_stream(priority=5) as high,
@@ -274,8 +268,6 @@ async def test_streams_of_a_higher_priority_come_first() -> None:
                 for _ in range(3):
                     nursery.start_soon(read, await server.incoming_receive_streams.receive())
         assert finished == ["high", "raised", "low"]
-        assert ended == []
-        del serve
 
 
 # ---- ends
@@ -332,17 +324,6 @@ async def test_a_block_that_fails_resets_both_ways(
 ) -> None:
     async with quic_pair() as (client, server):
 
-        async def end() -> None:
-            with trio.CancelScope() as scope:
-                async with client.open_stream() as near:
-                    await near.send_all(b"!")
-                    async with await server.incoming_streams.receive() as far:
-                        streams.append(far)
-                        ending((scope, near.cancel_scope))
-                        await trio.sleep(1)
-
-        streams: list[Stream] = []
-
         async def near_end() -> None:
             with trio.CancelScope() as scope:
                 async with client.open_stream() as near:
@@ -375,7 +356,6 @@ async def test_a_block_that_fails_resets_both_ways(
                     await trio.sleep(0.01)
             assert caught.value.code == code
             await far.aclose()
-        del end, streams
         # The connection has not suffered.
         async with client.open_stream() as again:
             await again.send_all(b"?", eof=True)
