@@ -7,7 +7,7 @@ import gc
 import json
 import os
 import socket as stdlib_socket
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
 from functools import partial
 from pathlib import Path

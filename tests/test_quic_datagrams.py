@@ -10,7 +10,7 @@ import trio
 import trio.testing
 
 from tests.quic_pairs import settle
-from trio_wt import ConnectionClosedError, ConnectionClosedOK, DatagramTooLarge, Datagrams
+from trio_wt import ConnectionClosedError, ConnectionClosedOK, Datagrams, DatagramTooLarge
 from trio_wt.testing import Network, quic_pair
 
 

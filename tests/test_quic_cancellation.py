@@ -1,0 +1,622 @@
+"""Cancelling any operation at any of its steps leaves the connection usable, or closed with a code, and nothing behind."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+
+import pytest
+import trio
+import trio.testing
+
+from tests.quic_pairs import (
+    HOST,
+    PORT,
+    ask,
+    certificate,
+    settle,
+    stream_pair,
+    visit,
+)
+from trio_wt import (
+    Connection,
+    ConnectionClosed,
+    HandshakeFailed,
+    IncompleteRead,
+    ServerTLS,
+    Stream,
+    open_quic_endpoint,
+    serve_quic,
+)
+from trio_wt.testing import Network
+
+# What each end of the stream that operations use gets before them.
+CONTENT = bytes(i % 251 for i in range(6000)) + b"\n"
+WINDOW, SEND_BUFFER = 4000, 2000
+
+
+class CancelAtStep(trio.abc.Instrument):
+    """Cancels a scope right after the n-th step of the task that entered it, when it waits at a checkpoint."""
+
+    def __init__(self, n: int) -> None:
+        self.left = n
+        self.task: trio.lowlevel.Task | None = None
+        self.scope = trio.CancelScope()
+
+    def after_task_step(self, task: trio.lowlevel.Task) -> None:
+        if task is self.task:
+            self.left -= 1
+            if self.left == 0:
+                self.scope.cancel()
+
+    @asynccontextmanager
+    async def applied(self) -> AsyncIterator[None]:
+        """The scope, and the counting of this task's steps."""
+        self.task = trio.lowlevel.current_task()
+        trio.lowlevel.add_instrument(self)
+        try:
+            with self.scope:
+                if not self.left:
+                    self.scope.cancel()
+                yield
+        finally:
+            trio.lowlevel.remove_instrument(self)
+
+
+def at_every_step(check: Callable[[int], Awaitable[bool]], most: int = 300) -> int:
+    """Run a check with the cancellation at step 0, 1, 2 ... until nothing was cancelled; how many were."""
+    cancelled = 0
+    for step in range(most):
+        clock = trio.testing.MockClock(autojump_threshold=0)
+        if trio.run(check, step, clock=clock):
+            cancelled += 1
+        elif step > cancelled + 3:
+            break
+    else:
+        pytest.fail("the operation never completed")
+    assert cancelled
+    return cancelled
+
+
+# ---- what one does with a connection
+
+
+@dataclass
+class Ends:
+    """A connection of little room, and a stream on it."""
+
+    network: Network
+    client: Connection
+    server: Connection
+    a: Stream
+    b: Stream
+    # What of the stream's bytes the operation itself has received.
+    received: bytearray = field(default_factory=bytearray)
+
+
+@asynccontextmanager
+async def narrow() -> AsyncIterator[Ends]:
+    """Windows and buffers so small that operations wait, and a way that is slow."""
+    network = Network(delay=0.003, rate=10**6)
+    servers: list[Connection] = []
+    ready, done = trio.Event(), trio.Event()
+
+    async def handler(connection: Connection) -> None:
+        servers.append(connection)
+        ready.set()
+        await done.wait()
+
+    async with trio.open_nursery() as nursery:
+
+        async def serve(task_status: trio.TaskStatus[object]) -> None:
+            await serve_quic(
+                handler,
+                alpn=["test"],
+                tls=ServerTLS(certificate()),
+                sockets=[network.socket((HOST, PORT))],
+                task_status=task_status,
+                stream_window=WINDOW,
+                max_stream_window=WINDOW,
+                max_streams=3,
+                max_receive_streams=3,
+            )
+
+        await nursery.start(serve)
+        async with visit(
+            network, stream_window=WINDOW, max_stream_window=WINDOW, send_buffer=SEND_BUFFER
+        ) as client:
+            await ready.wait()
+            async with stream_pair(client, servers[0]) as (a, b):
+                yield Ends(network, client, servers[0], a, b)
+            done.set()
+            nursery.cancel_scope.cancel()
+
+
+async def open_a_stream(ends: Ends) -> None:
+    async with ends.client.open_stream() as stream:
+        await stream.send_all(b"opened", eof=True)
+        await stream.receive_all()
+
+
+async def open_past_the_limit(ends: Ends) -> None:
+    async with ends.client.open_send_stream() as one, ends.client.open_send_stream() as two:
+        async with ends.client.open_send_stream() as three:
+            for stream in (one, two, three):
+                await stream.send_all(b"opened")
+        async with ends.client.open_send_stream() as four:
+            await four.send_all(b"opened")
+
+
+async def take(ends: Ends, data: Awaitable[bytes]) -> None:
+    ends.received += await data
+
+
+async def iterate(ends: Ends) -> None:
+    async for data in ends.a:
+        ends.received += data
+
+
+async def take_a_stream(ends: Ends) -> None:
+    async with await ends.client.incoming_streams.receive() as stream:
+        assert await stream.receive_all() == b"theirs"
+
+
+async def take_a_receive_stream(ends: Ends) -> None:
+    async with await ends.client.incoming_receive_streams.receive() as stream:
+        assert await stream.receive_all() == b"theirs"
+
+
+Operation = Callable[[Ends], Awaitable[object]]
+OPERATIONS: dict[str, Operation] = {
+    "send_all": lambda ends: ends.a.send_all(b"short"),
+    "send_all of much": lambda ends: ends.a.send_all(CONTENT * 5),
+    "send_all with eof": lambda ends: ends.a.send_all(CONTENT * 5, eof=True),
+    "send_all of a memoryview": lambda ends: ends.a.send_all(memoryview(CONTENT)),
+    "send_eof": lambda ends: ends.a.send_eof(),
+    "wait_send_all_might_not_block": lambda ends: ends.a.wait_send_all_might_not_block(),
+    "receive_some": lambda ends: take(ends, ends.a.receive_some()),
+    "receive_exactly": lambda ends: take(ends, ends.a.receive_exactly(len(CONTENT))),
+    "receive_until": lambda ends: take(ends, ends.a.receive_until(b"\n")),
+    "receive_all": lambda ends: take(ends, ends.a.receive_all()),
+    "iteration": iterate,
+    "stream.aclose": lambda ends: ends.a.aclose(),
+    "open_stream": open_a_stream,
+    "open_send_stream": open_past_the_limit,
+    "incoming_streams": take_a_stream,
+    "incoming_receive_streams": take_a_receive_stream,
+    "incoming_streams.aclose": lambda ends: ends.client.incoming_streams.aclose(),
+    "datagrams.send": lambda ends: ends.client.datagrams.send(b"d"),
+    "datagrams.receive": lambda ends: ends.client.datagrams.receive(),
+    "datagrams.aclose": lambda ends: ends.client.datagrams.aclose(),
+    "ping": lambda ends: ends.client.ping(),
+    "wait_handshake": lambda ends: ends.client.wait_handshake(),
+    "migrate": lambda ends: ends.client.migrate(socket=ends.network.socket()),
+}
+
+
+async def serve_all(ends: Ends, questions: list[bytes], echoed: bytearray) -> None:
+    """The server's side: what every operation of the client's waits for, after a while."""
+    server, b = ends.server, ends.b
+
+    async def echo_stream(stream: Stream) -> None:
+        async with stream:
+            questions.append(await stream.receive_all())
+            await stream.send_all(questions[-1])
+
+    async def send_theirs() -> None:
+        async with server.open_stream() as stream, server.open_send_stream() as one_way:
+            await stream.send_all(b"theirs", eof=True)
+            await one_way.send_all(b"theirs", eof=True)
+            await server.datagrams.send(b"theirs")
+            with contextlib.suppress(trio.BrokenResourceError):
+                await stream.receive_all()
+
+    async def send_content() -> None:
+        with contextlib.suppress(trio.BrokenResourceError):
+            for at in range(0, len(CONTENT), 700):
+                await b.send_all(CONTENT[at : at + 700])
+                await trio.sleep(0.002)
+            await b.send_eof()
+
+    async def receive_content() -> None:
+        with contextlib.suppress(trio.BrokenResourceError):
+            async for data in b:
+                echoed.extend(data)
+
+    async def take_one_way() -> None:
+        async for stream in server.incoming_receive_streams:
+            async with stream:
+                with contextlib.suppress(trio.BrokenResourceError):
+                    await stream.receive_all()
+
+    await trio.sleep(0.01)
+    async with trio.open_nursery() as nursery:
+        for task in (send_theirs, send_content, receive_content, take_one_way):
+            nursery.start_soon(task)
+        async for stream in server.incoming_streams:
+
+            @nursery.start_soon
+            async def echo_one(stream: Stream = stream) -> None:
+                with contextlib.suppress(trio.BrokenResourceError):
+                    await echo_stream(stream)
+
+
+async def cancelled_at(step: int, name: str) -> bool:
+    """Cancel the operation at a step, and look at what is left; whether it was cancelled."""
+    instrument = CancelAtStep(step)
+    questions: list[bytes] = []
+    echoed = bytearray()
+    sent = {
+        "send_all": b"short",
+        "send_all of much": CONTENT * 5,
+        "send_all with eof": CONTENT * 5,
+        "send_all of a memoryview": CONTENT,
+    }.get(name, b"")
+    async with narrow() as ends, trio.open_nursery() as nursery:
+        nursery.start_soon(serve_all, ends, questions, echoed)
+        if name == "wait_send_all_might_not_block":
+            sent = bytes(WINDOW + SEND_BUFFER - 1)
+            await ends.a.send_all(sent)
+        async with instrument.applied():
+            await OPERATIONS[name](ends)
+        cancelled = instrument.scope.cancelled_caught
+        with trio.fail_after(60):
+            # The connection is as good as before, both ways and of every kind.
+            assert ends.client.closed is ends.server.closed is None
+            assert await ends.client.ping() > 0
+            if name != "datagrams.aclose":
+                await ends.client.datagrams.send(b"mine")
+                while await ends.server.datagrams.receive() != b"mine":
+                    pass
+                if not (name == "datagrams.receive" and not cancelled):
+                    assert await ends.client.datagrams.receive() == b"theirs"
+            assert await ask(ends.client, b"still there?") == b"still there?"
+            assert questions[-1] == b"still there?"
+            # What was received is the beginning of it, each byte once, and the rest is still there.
+            if name != "stream.aclose":
+                while len(ends.received) < len(CONTENT):
+                    ends.received += await ends.a.receive_some()
+                assert ends.received == CONTENT
+                assert await ends.a.receive_some() == b""
+            # What was sent too, though it may have been cut off.
+            await ends.a.send_eof()
+            await settle()
+            assert sent.startswith(echoed)
+            assert cancelled or echoed == sent
+            if name == "incoming_streams.aclose":
+                with pytest.raises(trio.ClosedResourceError):
+                    ends.client.incoming_streams.receive_nowait()
+            else:
+                await check_their_streams(ends, name, cancelled=cancelled)
+        await settle()
+        nursery.cancel_scope.cancel()
+        # Nothing waits any more, and no more streams are held than the pair's.
+        assert not ends.client._driver.blocked
+        assert not any(ends.client._driver._openers)
+        assert not ends.client._driver._pings
+        assert len(ends.client._driver.endpoint.sockets) == 1
+        assert ends.client.statistics().unsent_bytes == 0
+        await settle()
+        assert ends.client.statistics().open_streams <= 1
+    return cancelled
+
+
+async def check_their_streams(ends: Ends, name: str, *, cancelled: bool) -> None:
+    """The streams that the server has opened are there, unless the operation was to take them."""
+    for channel, taken_by in (
+        (ends.client.incoming_streams, "incoming_streams"),
+        (ends.client.incoming_receive_streams, "incoming_receive_streams"),
+    ):
+        if name == taken_by:
+            # Cancelled between its taking and its end, its block was left, and has reset it.
+            if not cancelled:
+                assert not len(channel)  # type: ignore[arg-type]
+            while len(channel):  # type: ignore[arg-type]
+                await (await channel.receive()).aclose()  # type: ignore[attr-defined]
+            continue
+        async with await channel.receive() as stream:  # type: ignore[attr-defined]
+            assert await stream.receive_all() == b"theirs"
+
+
+@pytest.mark.parametrize("name", OPERATIONS)
+def test_cancelled_at_every_checkpoint_in_turn(name: str) -> None:
+    """With enough steps the last one is reached: the operation then completes uncancelled."""
+
+    async def check(step: int) -> bool:
+        return await cancelled_at(step, name)
+
+    at_every_step(check)
+
+
+# ---- closing
+
+
+@pytest.mark.parametrize("graceful", [True, False])
+def test_a_cancelled_close_has_closed(graceful: bool) -> None:
+    async def check(step: int) -> bool:
+        instrument = CancelAtStep(step)
+        async with narrow() as ends:
+            await ends.a.send_all(CONTENT[: WINDOW + 1000], eof=True)
+            async with trio.open_nursery() as nursery:
+
+                @nursery.start_soon
+                async def read() -> None:
+                    await trio.sleep(0.02)
+                    with contextlib.suppress(trio.BrokenResourceError):
+                        await ends.b.receive_all()
+
+                async with instrument.applied():
+                    await ends.client.aclose(9, "bye", graceful=graceful)
+            assert ends.client.closed is not None
+            assert ends.client.closed.code == 9
+            with trio.fail_after(1):
+                assert (await ends.server.wait_closed()).code == 9
+            # Again, and it is none.
+            await ends.client.aclose(10)
+            assert ends.client.closed.code == 9
+        return instrument.scope.cancelled_caught
+
+    at_every_step(check)
+
+
+def test_a_cancelled_wait_for_the_end_ends_nothing() -> None:
+    async def check(step: int) -> bool:
+        instrument = CancelAtStep(step)
+        async with narrow() as ends, trio.open_nursery() as nursery:
+
+            @nursery.start_soon
+            async def close() -> None:
+                await trio.sleep(0.05)
+                await ends.server.aclose(6)
+
+            async with instrument.applied():
+                assert (await ends.client.wait_closed()).code == 6
+            if instrument.scope.cancelled_caught:
+                assert ends.client.closed is None
+                assert await ends.client.ping() > 0
+            assert (await ends.client.wait_closed()).code == 6
+        return instrument.scope.cancelled_caught
+
+    at_every_step(check)
+
+
+# ---- opening and serving
+
+
+class Host:
+    """A server, and a look at what is left of it and its clients."""
+
+    def __init__(self) -> None:
+        self.network = Network(delay=0.003)
+        self.handling = 0
+        self.handled = 0
+
+    async def __call__(self, connection: Connection) -> None:
+        self.handling += 1
+        self.handled += 1
+        try:
+            async for stream in connection.incoming_streams:
+                async with stream:
+                    await stream.send_all(await stream.receive_all())
+        finally:
+            self.handling -= 1
+
+    async def serve(
+        self, task_status: trio.TaskStatus[object] = trio.TASK_STATUS_IGNORED, **options: object
+    ) -> None:
+        await serve_quic(
+            self,
+            alpn=["test"],
+            tls=ServerTLS(certificate()),
+            sockets=[self.network.socket((HOST, PORT))],
+            idle_timeout=20,
+            task_status=task_status,
+            **options,  # type: ignore[arg-type]
+        )
+
+    def assert_free(self, *addresses: tuple[str, int]) -> None:
+        """These addresses' sockets are closed: they can be used again."""
+        for address in addresses:
+            self.network.socket(address).close()
+
+
+CLIENT = ("client.test", 1)
+
+
+async def open_alone(host: Host) -> None:
+    socket = host.network.socket(CLIENT)
+    async with visit(host.network, socket=socket, idle_timeout=20) as connection:
+        assert await ask(connection, b"x") == b"x"
+
+
+async def open_on_an_endpoint(host: Host) -> None:
+    socket = host.network.socket(CLIENT)
+    async with open_quic_endpoint(socket=socket) as endpoint:
+        for _ in range(2):
+            async with visit(host.network, endpoint=endpoint, idle_timeout=20) as connection:
+                assert await ask(connection, b"x") == b"x"
+
+
+async def open_in_vain(host: Host) -> None:
+    socket = host.network.socket(CLIENT)
+    with pytest.raises(HandshakeFailed):
+        async with visit(host.network, socket=socket, alpn=["other"]):
+            pytest.fail("there is no such protocol")
+
+
+async def fail_inside(host: Host) -> None:
+    socket = host.network.socket(CLIENT)
+    try:
+        async with visit(host.network, socket=socket) as connection:
+            await connection.ping()
+            raise ZeroDivisionError
+    except ZeroDivisionError:
+        await trio.lowlevel.checkpoint()
+
+
+@pytest.mark.parametrize(
+    "operation",
+    [open_alone, open_on_an_endpoint, open_in_vain, fail_inside],
+    ids=lambda f: f.__name__,
+)
+def test_a_cancelled_open_quic_leaves_nothing(
+    operation: Callable[[Host], Awaitable[None]],
+) -> None:
+    async def check(step: int) -> bool:
+        instrument = CancelAtStep(step)
+        host = Host()
+        task = trio.lowlevel.current_task()
+        async with trio.open_nursery() as nursery:
+            await nursery.start(host.serve)
+            async with instrument.applied():
+                await operation(host)
+            assert len(task.child_nurseries) == 1
+            host.assert_free(CLIENT)
+            # The server is rid of it too: it was told, or at least gives up.
+            await trio.sleep(31)
+            assert host.handling == 0
+            # The next one is none the worse.
+            async with visit(host.network) as connection:
+                assert await ask(connection, b"next") == b"next"
+            nursery.cancel_scope.cancel()
+        host.assert_free((HOST, PORT))
+        return instrument.scope.cancelled_caught
+
+    at_every_step(check)
+
+
+def test_a_cancelled_block_has_told_the_server() -> None:
+    """From the step on at which the block was entered, the server is told at once, with the code."""
+    codes: list[int] = []
+
+    async def check(step: int) -> bool:
+        instrument = CancelAtStep(step)
+        network = Network(delay=0.003)
+        entered = handled = False
+
+        async def handler(connection: Connection) -> None:
+            nonlocal handled
+            handled = True
+            end = await connection.wait_closed()
+            codes.append(end.code)
+            assert end.remote
+            assert trio.current_time() < 1
+
+        async with trio.open_nursery() as nursery:
+
+            async def serve(task_status: trio.TaskStatus[object]) -> None:
+                await serve_quic(
+                    handler,
+                    alpn=["test"],
+                    tls=ServerTLS(certificate()),
+                    sockets=[network.socket((HOST, PORT))],
+                    task_status=task_status,
+                )
+
+            await nursery.start(serve)
+            async with instrument.applied():
+                async with visit(network, cancelled_code=44) as connection:
+                    entered = True
+                    for _ in range(3):
+                        await connection.ping()
+            await settle()
+            assert handled or not entered or instrument.scope.cancelled_caught
+            nursery.cancel_scope.cancel()
+        return instrument.scope.cancelled_caught
+
+    at_every_step(check)
+    assert set(codes) == {0, 44}
+
+
+@pytest.mark.parametrize("shut_down", [False, True])
+def test_a_cancelled_serve_quic_leaves_nothing(shut_down: bool) -> None:
+    """Its own task is cancelled at each of its steps, while clients come, stay and go."""
+
+    async def check(step: int) -> bool:
+        instrument = CancelAtStep(step)
+        host = Host()
+        shutdown = trio.Event()
+        clients_ended = 0
+
+        async def client(pause: float) -> None:
+            nonlocal clients_ended
+            await trio.sleep(pause)
+            with contextlib.suppress(HandshakeFailed, ConnectionClosed, IncompleteRead):
+                async with visit(host.network, handshake_timeout=3, idle_timeout=20) as connection:
+                    for _ in range(3):
+                        assert await ask(connection, b"x") == b"x"
+                        await trio.sleep(0.01)
+            clients_ended += 1
+
+        async with trio.open_nursery() as nursery:
+
+            @nursery.start_soon
+            async def serve() -> None:
+                async with instrument.applied():
+                    await host.serve(shutdown=shutdown)
+
+            for pause in (0.001, 0.02, 0.1):
+                nursery.start_soon(client, pause)
+            await trio.sleep(0.12)
+            if shut_down:
+                shutdown.set()
+            await trio.sleep(50)
+            if not (shut_down or instrument.scope.cancel_called):
+                instrument.scope.cancel()
+                await settle()
+                instrument.scope = trio.CancelScope()
+        assert clients_ended == 3
+        assert host.handling == 0
+        host.assert_free((HOST, PORT))
+        return instrument.scope.cancelled_caught
+
+    at_every_step(check)
+
+
+def test_handlers_that_are_cancelled_at_any_step_end_their_connections_alone() -> None:
+    async def check(step: int) -> bool:
+        instrument = CancelAtStep(step)
+        network = Network(delay=0.003)
+
+        async def handler(connection: Connection) -> None:
+            async for stream in connection.incoming_streams:
+                question = await stream.receive_all()
+                if question == b"cancel me":
+                    # From here on the connection's own scope is cancelled at some step.
+                    instrument.scope = connection.cancel_scope
+                    instrument.task = trio.lowlevel.current_task()
+                    trio.lowlevel.add_instrument(instrument)
+                    if not step:
+                        connection.cancel_scope.cancel()
+                async with stream:
+                    await stream.send_all(question)
+
+        async with trio.open_nursery() as nursery:
+
+            async def serve(task_status: trio.TaskStatus[object]) -> None:
+                await serve_quic(
+                    handler,
+                    alpn=["test"],
+                    tls=ServerTLS(certificate()),
+                    sockets=[network.socket((HOST, PORT))],
+                    task_status=task_status,
+                )
+
+            await nursery.start(serve)
+            async with visit(network) as other, visit(network) as connection:
+                with contextlib.suppress(trio.BrokenResourceError):
+                    assert await ask(connection, b"cancel me") == b"cancel me"
+                    await connection.aclose()
+                await settle()
+                trio.lowlevel.remove_instrument(instrument)
+                end = connection.closed
+                assert end is not None
+                # It was cancelled, or had come to its end on its own.
+                assert end.code == end.remote
+                assert await ask(other, b"x") == b"x"
+            nursery.cancel_scope.cancel()
+        return instrument.scope.cancelled_caught
+
+    at_every_step(check)
