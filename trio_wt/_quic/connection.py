@@ -20,6 +20,7 @@ from .migration import migrate
 from .receive_stream import ReceiveStream
 from .send_stream import SendStream
 from .statistics import QuicStatistics
+from .stream_base import check_code
 from .streams import Stream
 from .verification import CertificateRejected
 
@@ -276,8 +277,7 @@ class Connection:
         Raises:
             ValueError: the code is out of range.
         """
-        if not 0 <= code < 2**62:
-            raise ValueError(f"an error code is at least 0 and less than 2^62, not {code}")
+        check_code(code)
         self._driver.shut(code, reason)
 
     async def aclose(self, code: int = 0, reason: str = "", *, graceful: bool = True) -> None:
@@ -294,6 +294,7 @@ class Connection:
             ValueError: the code is out of range.
         """
         driver = self._driver
+        check_code(code)
         try:
             if graceful and driver.end is None:
                 with trio.move_on_after(driver.settings.close_timeout):

@@ -352,6 +352,10 @@ class Driver:
                 await self._idle.park()
         self._scope = None
         scope.deadline = inf
+        route = engine.route
+        if self._client and route is not None:
+            # Nobody will be there to answer late packets: once more, should the first have been lost.
+            self.endpoint.send([(data, route) for data in engine.close_datagrams])
         self._finish()
 
     async def run_writer(self, scope: trio.CancelScope) -> None:
