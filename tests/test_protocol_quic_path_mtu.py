@@ -162,6 +162,44 @@ def test_a_black_hole_means_the_base_and_a_pause() -> None:
     assert path.size == 1452
 
 
+def test_three_large_packets_that_vanish_for_a_while_are_a_black_hole() -> None:
+    path = PathMtu(8952)
+    assert not path.is_black_hole(1e9, 0.0)
+    path.vanished(2, 10.0)
+    assert not path.is_black_hole(1e9, 0.5)
+    path.vanished(1, 10.25)
+    # It counts from the first of them.
+    assert not path.is_black_hole(10.25, 0.5)
+    assert path.is_black_hole(10.5, 0.5)
+    path.vanished(1, 11.0)
+    assert path.is_black_hole(11.0, 0.5)
+
+
+@pytest.mark.parametrize(
+    ("size", "is_large"), [(1201, True), (8952, True), (1200, False), (30, False)]
+)
+def test_a_large_packet_that_gets_through_is_no_black_hole(size: int, is_large: bool) -> None:
+    path = PathMtu(8952)
+    path.vanished(3, 10.0)
+    path.got_through(size)
+    assert path.is_black_hole(20.0, 1.0) is not is_large
+    path.vanished(3 if is_large else 0, 20.0)
+    assert path.is_black_hole(21.0, 1.0)
+
+
+def test_what_vanished_on_another_path_does_not_count() -> None:
+    path = PathMtu(8952)
+    path.vanished(2, 10.0)
+    path.restart(20.0)
+    path.vanished(2, 20.0)
+    assert not path.is_black_hole(30.0, 1.0)
+    path.vanished(1, 20.0)
+    assert not path.is_black_hole(20.9, 1.0)
+    assert path.is_black_hole(21.0, 1.0)
+    path.black_hole(21.0)
+    assert not path.is_black_hole(30.0, 1.0)
+
+
 def test_a_new_path_begins_at_once() -> None:
     path = PathMtu(8952)
     search(path, 65507)

@@ -25,6 +25,7 @@ from trio_wt import (
     ConnectionClosed,
     HandshakeFailed,
     IncompleteRead,
+    ReceiveStream,
     ServerTLS,
     Stream,
     open_quic_endpoint,
@@ -225,11 +226,14 @@ async def serve_all(ends: Ends, questions: list[bytes], echoed: bytearray) -> No
             async for data in b:
                 echoed.extend(data)
 
+    async def read(stream: ReceiveStream) -> None:
+        async with stream:
+            with contextlib.suppress(trio.BrokenResourceError):
+                await stream.receive_all()
+
     async def take_one_way() -> None:
         async for stream in server.incoming_receive_streams:
-            async with stream:
-                with contextlib.suppress(trio.BrokenResourceError):
-                    await stream.receive_all()
+            nursery.start_soon(read, stream)
 
     await trio.sleep(0.01)
     async with trio.open_nursery() as nursery:
