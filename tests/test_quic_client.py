@@ -394,6 +394,39 @@ async def test_connections_share_a_socket() -> None:
         socket.receive()
 
 
+async def test_a_close_that_is_lost_is_said_again_to_whoever_asks() -> None:
+    """RFC 9000 section 10.2.1; a socket of the client's own is closed, but a shared one is still there."""
+    network, ends = Network(delay=0.01), []
+
+    async def handler(connection: Connection) -> None:
+        ends.append(await connection.wait_closed())
+
+    async with (
+        serving(handler, network, keep_alive=0.02, idle_timeout=60),
+        open_quic_endpoint(socket=network.socket()) as endpoint,
+    ):
+        async with visit(network, endpoint=endpoint) as connection:
+            await connection.ping()
+            network.blackhole(0.015)
+            await connection.aclose(3, "bye")
+        await trio.sleep(0.5)
+    assert [(end.code, end.reason) for end in ends] == [(3, "bye")]
+
+
+@real
+async def test_a_move_right_after_the_handshake() -> None:
+    """The server knows the connection ids that it gives out before the client can use them."""
+    async with trio.open_nursery() as nursery:
+        serve = partial(serve_quic, alpn=["test"], tls=ServerTLS(certificate()), host="127.0.0.1")
+        [socket] = await nursery.start(serve, echo, 0)
+        for _ in range(20):
+            async with open_quic(
+                "127.0.0.1", socket.local_address[1], alpn=["test"], tls=client_tls()
+            ) as connection:
+                await connection.migrate()
+        nursery.cancel_scope.cancel()
+
+
 async def test_connections_on_a_shared_socket_fail_alone() -> None:
     network = Network()
     async with (

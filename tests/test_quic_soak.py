@@ -46,6 +46,8 @@ class Soak:
         # Whether it came to that end.
         self.reached: dict[tuple[int, str], bool] = {}
         self.count = 0
+        self.opening = 2
+        self.all_opened = trio.Event()
 
     async def send(self, stream: SendStream, side: str) -> None:
         """Send a pattern, or a part of it, and end in some way."""
@@ -201,6 +203,10 @@ class Soak:
                     if rng.random() < 0.3:
                         await trio.sleep(rng.random() * 0.1)
             # Let the other side's end too.
+            self.opening -= 1
+            if not self.opening:
+                self.all_opened.set()
+            await self.all_opened.wait()
             await trio.sleep(200)
             nursery.cancel_scope.cancel()
 

@@ -6,6 +6,7 @@ import errno
 import socket
 import sys
 from collections.abc import Sequence
+from itertools import repeat
 from typing import Any
 
 import pytest
@@ -300,6 +301,24 @@ async def test_all_addresses_of_a_host_get_the_same_port() -> None:
     assert {sock.local_address[0] for sock in sockets} <= {"127.0.0.1", "::1"}
     for sock in sockets:
         sock.close()
+
+
+async def test_a_socket_that_is_broken_for_good_says_so() -> None:
+    """What became of a packet is told once; an error that stays must not keep the event loop for itself."""
+    a, b = await pair()
+    calls = counted(a)
+    failures = iter([errno.ECONNREFUSED] * 3)
+
+    def fail(*_: object) -> None:
+        raise OSError(next(failures, errno.EAGAIN), "no")
+
+    calls.recvmsg = calls.recvfrom = fail  # type: ignore[attr-defined]
+    assert a.receive() == []
+    failures = repeat(errno.ENOMEM)
+    with pytest.raises(OSError, match="no"):
+        a.receive()
+    a.close()
+    b.close()
 
 
 async def test_a_port_in_use_is_told_and_nothing_is_left_open() -> None:

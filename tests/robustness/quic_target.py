@@ -5,8 +5,8 @@ from __future__ import annotations
 import gc
 import weakref
 from collections import Counter
-from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import asynccontextmanager, suppress
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from contextlib import asynccontextmanager, contextmanager, suppress
 from functools import cache
 from typing import Any, TypeAlias
 
@@ -202,52 +202,52 @@ async def attacked_server(
         options: of the server.
     """
     network = network or Network()
-    _set_aside()
-    before = tasks()
-    async with trio.open_nursery() as nursery:
-        target = Target(network, nursery)
+    with _set_aside():
+        before = tasks()
+        async with trio.open_nursery() as nursery:
+            target = Target(network, nursery)
 
-        async def serve(connection: trio_wt.Connection) -> None:
-            if connection.alpn == "honest":
-                await echo(connection)
-            else:
-                target.served.append(Victim(connection))
-                await handler(connection)
+            async def serve(connection: trio_wt.Connection) -> None:
+                if connection.alpn == "honest":
+                    await echo(connection)
+                else:
+                    target.served.append(Victim(connection))
+                    await handler(connection)
 
-        async def run(*, task_status: trio.TaskStatus[Any]) -> None:
-            await trio_wt.serve_quic(
-                serve,
-                sockets=[network.socket(SERVER)],
-                alpn=["honest", *ALPN],
-                tls=trio_wt.ServerTLS(certificate()),
-                shutdown=target.shutdown,
-                task_status=task_status,
-                **options,
-            )
-            target.finished = True
+            async def run(*, task_status: trio.TaskStatus[Any]) -> None:
+                await trio_wt.serve_quic(
+                    serve,
+                    sockets=[network.socket(SERVER)],
+                    alpn=["honest", *ALPN],
+                    tls=trio_wt.ServerTLS(certificate()),
+                    shutdown=target.shutdown,
+                    task_status=task_status,
+                    **options,
+                )
+                target.finished = True
 
-        await nursery.start(run)
-        if bystander:
-            scope = await nursery.start(_stand_by, target)
-        quiet = tasks(), _connections()
-        if memory is None:
-            yield target
-        else:
-            with bounded_memory(memory):
+            await nursery.start(run)
+            if bystander:
+                scope = await nursery.start(_stand_by, target)
+            quiet = tasks(), _connections()
+            if memory is None:
                 yield target
-        for peer in target.peers:
-            peer.leave()
-        if not target.finished:
-            await _settled(tasks, quiet[0], patience)
-            await _settled(_connections, quiet[1], 1)
-            await target.still_serves(alpn=["honest"])
-        if bystander:
-            scope.cancel()
-        target.shutdown.set()
-    assert tasks() == before
-    await trio.sleep(0)
-    assert _connections() == 0
-    network.socket(SERVER).close()  # the address is free again
+            else:
+                with bounded_memory(memory):
+                    yield target
+            for peer in target.peers:
+                peer.leave()
+            if not target.finished:
+                await _settled(tasks, quiet[0], patience)
+                await _settled(_connections, quiet[1], 1)
+                await target.still_serves(alpn=["honest"])
+            if bystander:
+                scope.cancel()
+            target.shutdown.set()
+        assert tasks() == before
+        await trio.sleep(0)
+        assert _connections() == 0
+        network.socket(SERVER).close()  # the address is free again
 
 
 @asynccontextmanager
@@ -262,33 +262,33 @@ async def attacked_client(
         settings: of the client.
     """
     network = Network()
-    _set_aside()
-    before = tasks()
-    async with trio.open_nursery() as nursery:
-        peer = HostileServer(network.socket(SERVER), **{**identity(), **(hostile or {})})
-        await nursery.start(peer.run)
-        async with trio_wt.open_quic(
-            HOST,
-            PORT,
-            **{
-                "alpn": ALPN,
-                "tls": trio_wt.ClientTLS(server_certificate_hashes=[certificate().sha256]),
-                "socket": network.socket(),
-                **settings,
-            },
-        ) as connection:
-            victim = Victim(connection)
-            del connection
-            await peer.shaken()
-            if memory is None:
-                yield peer, victim
-            else:
-                with bounded_memory(memory):
+    with _set_aside():
+        before = tasks()
+        async with trio.open_nursery() as nursery:
+            peer = HostileServer(network.socket(SERVER), **{**identity(), **(hostile or {})})
+            await nursery.start(peer.run)
+            async with trio_wt.open_quic(
+                HOST,
+                PORT,
+                **{
+                    "alpn": ALPN,
+                    "tls": trio_wt.ClientTLS(server_certificate_hashes=[certificate().sha256]),
+                    "socket": network.socket(),
+                    **settings,
+                },
+            ) as connection:
+                victim = Victim(connection)
+                del connection
+                await peer.shaken()
+                if memory is None:
                     yield peer, victim
-        peer.close()
-    assert tasks() == before
-    await trio.sleep(0)
-    assert _connections(client=True) == 0
+                else:
+                    with bounded_memory(memory):
+                        yield peer, victim
+            peer.close()
+        assert tasks() == before
+        await trio.sleep(0)
+        assert _connections(client=True) == 0
 
 
 async def _stand_by(target: Target, task_status: trio.TaskStatus[trio.CancelScope]) -> None:
@@ -303,11 +303,14 @@ async def _stand_by(target: Target, task_status: trio.TaskStatus[trio.CancelScop
                 await trio.sleep(0.5)
 
 
-@cache
-def _set_aside() -> None:
-    """What was there before the first of these tests is neither looked at nor counted: looking takes longer than most tests."""
-    gc.collect()
+@contextmanager
+def _set_aside() -> Iterator[None]:
+    """What was there before the block is neither looked at nor counted in it: looking takes longer than most tests."""
     gc.freeze()
+    try:
+        yield
+    finally:
+        gc.unfreeze()
 
 
 async def _settled(figure: Callable[[], int], wanted: int, seconds: float) -> None:

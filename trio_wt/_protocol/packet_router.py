@@ -195,8 +195,7 @@ class PacketRouter(Generic[ConnectionT]):
         closing = _Closing(datagrams[0] if datagrams else b"", until)
         for cid in self._ids.pop(connection, ()):
             del self._connections[cid]
-            if self._server:
-                self._closing[cid] = closing
+            self._closing[cid] = closing
         while len(self._closing) > _MAX_CLOSING:
             self._closing.popitem(last=False)
 
@@ -221,12 +220,12 @@ class PacketRouter(Generic[ConnectionT]):
             return None
         cid = data[1 : 1 + CID_LENGTH]
         connection = self._connections.get(cid)
-        if connection is not None or not self._server:
+        if connection is not None:
             return connection
         closing = self._closing_at(cid, now)
         if closing is not None:
             return self._answer_late(closing, len(data), now)
-        return self._reset(cid, len(data), now)
+        return self._reset(cid, len(data), now) if self._server else None
 
     def _route_long(
         self, data: bytes, route: Route, now: float

@@ -316,7 +316,8 @@ class Driver:
         out = engine.flush(now)
         if out:
             self._last_sent = now
-        if self.end is None and engine.end is not None:
+        if engine.has_events or (self.end is None and engine.end is not None):
+            # Connection ids have been issued, say: the endpoint must know them before the peer does.
             self.process()
         if self.blocked:
             for stream in list(self.blocked):

@@ -67,9 +67,12 @@ async def _try_path(driver: Driver, route: Route) -> None:
     engine = driver.engine
     pause = engine.probe_timeout
     while engine.route != route:
-        # Without a spare connection id there is no asking; the peer gives them out after the handshake.
-        if engine.probe_path(route):
-            driver.wake()
+        driver.check_open()
+        if not engine.probe_path(route):
+            # Without a spare connection id there is no asking; the peer gives them out after the handshake.
+            await driver.wait_changed()
+            continue
+        driver.wake()
         with trio.move_on_after(pause):
             while engine.route != route:
                 driver.check_open()

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
-from .._errors import ConnectionClosed, HandshakeFailed
+from .._errors import ConnectionClosed, HandshakeFailed, StreamReset
 
 __all__ = ["contain_errors"]
 
@@ -17,7 +17,8 @@ logger = logging.getLogger("trio_wt.server")
 def contain_errors(message: str, *, propagate: bool) -> Iterator[None]:
     """Log what the block raises, but for cancellations and exceptions that are not `Exception`.
 
-    A handler that merely ran into the end of its connection is not worth a line.
+    A handler that merely ran into the end of its connection is not worth a line; one that a stream's reset by the peer has
+    ended is worth one without a traceback.
 
     Args:
         message: what the line says.
@@ -40,13 +41,25 @@ def contain_errors(message: str, *, propagate: bool) -> Iterator[None]:
 
 
 def _log(message: str, exc: Exception) -> None:
-    rest: BaseException | None = exc
-    if isinstance(exc, ExceptionGroup):
-        rest = exc.split(_is_only_an_end)[1]
-    elif _is_only_an_end(exc):
-        rest = None
-    if rest is not None:
+    rest = _without(exc, _is_only_an_end)
+    if rest is None:
+        return
+    if _without(rest, _is_only_a_reset) is None:
+        # Any peer can bring this about as often as it likes: a line is enough.
+        while isinstance(rest, BaseExceptionGroup):
+            rest = rest.exceptions[0]
+        logger.error("%s: %s", message, rest)
+    else:
         logger.error(message, exc_info=exc)
+
+
+def _without(
+    exc: BaseException, is_harmless: Callable[[BaseException], bool]
+) -> BaseException | None:
+    """What is left of an exception, or of a group."""
+    if isinstance(exc, BaseExceptionGroup):
+        return exc.split(is_harmless)[1]
+    return None if is_harmless(exc) else exc
 
 
 def _is_only_an_end(exc: BaseException) -> bool:
@@ -54,3 +67,8 @@ def _is_only_an_end(exc: BaseException) -> bool:
     if isinstance(exc, HandshakeFailed):
         return isinstance(exc.__cause__, ConnectionClosed)
     return isinstance(exc, ConnectionClosed)
+
+
+def _is_only_a_reset(exc: BaseException) -> bool:
+    """Whether this is what any peer can bring about by giving a stream up."""
+    return isinstance(exc, StreamReset) and exc.remote

@@ -142,8 +142,10 @@ class UdpSocket(DatagramSocket):
 
         Raises:
             trio.ClosedResourceError: the socket was closed.
+            OSError: the socket is broken for good.
         """
         batch: list[tuple[bytes, Sockaddr]] = []
+        errors = 0
         while len(batch) < _MAX_BATCH:
             try:
                 if not self._coalesces:
@@ -155,6 +157,9 @@ class UdpSocket(DatagramSocket):
                     raise trio.ClosedResourceError("the socket was closed") from None
                 if exc.errno in _WOULD_BLOCK:
                     break
+                errors += 1
+                if errors > _MAX_BATCH:
+                    raise
                 continue  # what became of something sent before: ECONNREFUSED and the like
             size = _segment_size(ancillary)
             if 0 < size < len(data):

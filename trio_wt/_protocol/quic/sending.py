@@ -18,6 +18,8 @@ __all__ = ["Sending"]
 
 _AEAD_TAG: Final = 16
 _PACKET_NUMBER: Final = 2
+# After so many packets, those before them that need no acknowledgement are forgotten.
+_SWEEP: Final = 512
 
 
 class Sending(Receiving):
@@ -36,6 +38,7 @@ class Sending(Receiving):
         self.datagrams_dropped: int = 0
         self._peer_resets_at = False
         self._reliable_resets: dict[int, OutgoingReset] = {}
+        self._swept_at = 0
 
     # ---- streams
 
@@ -275,6 +278,21 @@ class Sending(Receiving):
                 stream.sender.on_data_delivery(delivery, start, stop, False)
                 self._active.append(stream)
         return True
+
+    def _sweep_sent(self) -> None:
+        """Forget old packets that need no acknowledgement: a peer that never sends one would make us keep them for ever."""
+        if self._packet_number - self._swept_at < _SWEEP:
+            return
+        self._swept_at = self._packet_number
+        for space in self._loss.spaces:
+            old = [
+                number
+                for number, packet in space.sent_packets.items()
+                if not packet.is_ack_eliciting and number < self._packet_number - _SWEEP
+            ]
+            for number in old:
+                for handler, args in space.sent_packets.pop(number).delivery_handlers:
+                    handler(QuicDeliveryState.LOST, *args)
 
 
 def _handlers(builder: QuicPacketBuilder) -> list[Any]:
