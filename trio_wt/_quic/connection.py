@@ -236,6 +236,7 @@ class Connection:
         """Move the client's side of the connection to another local address (RFC 9000 section 9.2).
 
         The way over it is tried first, while the connection goes on over the old one. Cancelled, the connection stays there.
+        What is still under way to the old address is heard for three probe timeouts more.
 
         Args:
             local_address: where to bind a new socket; None for any port of any address.

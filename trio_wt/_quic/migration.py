@@ -11,6 +11,9 @@ from .driver import Driver
 
 __all__ = ["migrate"]
 
+# For how many probe timeouts a path that was left is still heard.
+_LINGER_PTOS = 3
+
 
 async def migrate(
     driver: Driver,
@@ -43,6 +46,12 @@ async def migrate(
         async def read(_: trio.CancelScope) -> None:
             await endpoint.read(local)
 
+        async def leave_old(_: trio.CancelScope) -> None:
+            # What was under way when the peer heard of the move still comes to the old address.
+            await trio.sleep(_LINGER_PTOS * engine.probe_timeout)
+            engine.abandon_path(old)
+            endpoint.close_socket(old.local)
+
         services.start_soon(read, name="trio_wt QUIC reader")
         try:
             with trio.move_on_after(patience):
@@ -50,9 +59,12 @@ async def migrate(
         finally:
             # The answer may have come together with a cancellation.
             moved = engine.route == route
-            if not moved:
+            if moved:
+                services.start_soon(leave_old, name="trio_wt QUIC reader of the old path")
+            else:
                 engine.abandon_path(route)
-            endpoint.close_socket(old.local if moved else local)
+                driver.wake()  # the peer gives out an id for the one that was used up
+                endpoint.close_socket(local)
     finally:
         driver.migrating = False
     if not moved:

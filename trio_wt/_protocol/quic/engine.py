@@ -492,7 +492,7 @@ class Engine(Established):
         return True
 
     def abandon_path(self, route: Route) -> None:
-        """Give up on `probe_path`."""
+        """Give up on `probe_path`, or hear no more over a path that was left."""
         for path in self._network_paths[1:]:
             if path.addr == route:
                 self._network_paths.remove(path)
@@ -504,10 +504,6 @@ class Engine(Established):
         self._events.append(PathChanged(route))
         self.mtu.restart(self._now)
         self._resize()
-        if self._is_client:
-            # The server sends to the new address only.
-            for path in self._network_paths[1:]:
-                self.abandon_path(path.addr)
         if self._is_client or previous.remote[0] != route.remote[0]:
             # Another network: what was learnt of the old one is void (RFC 9000 section 9.4).
             self._loss._cc.congestion_window = 10 * BASE_SIZE
