@@ -34,6 +34,7 @@ async def migrate(
         )
     old = engine.route
     assert old is not None
+    linger = _LINGER_PTOS * engine.probe_timeout
     driver.migrating = True
     try:
         if socket is None:
@@ -48,7 +49,7 @@ async def migrate(
 
         async def leave_old(_: trio.CancelScope) -> None:
             # What was under way when the peer heard of the move still comes to the old address.
-            await trio.sleep(_LINGER_PTOS * engine.probe_timeout)
+            await trio.sleep(linger)
             engine.abandon_path(old)
             endpoint.close_socket(old.local)
 
