@@ -143,25 +143,31 @@ class StreamReset(TrioWTError, trio.BrokenResourceError):
     """A stream was cut off in one direction.
 
     Attributes:
-        code: the application's error code.
+        code: the application's error code; 0 for a WebTransport stream that was not reset by an application.
         remote: whether the peer did it: it reset what it sent, or does not want what is sent to it.
+        wire_code: the code as QUIC carried it, which for WebTransport is another number.
     """
 
-    def __init__(self, code: int, *, remote: bool) -> None:
+    def __init__(self, code: int, *, remote: bool, wire_code: int | None = None) -> None:
         super().__init__(code, remote)
-        self.code = code
-        self.remote = remote
+        self.code: int = code
+        self.remote: bool = remote
+        self.wire_code: int = code if wire_code is None else wire_code
 
     def __reduce__(self) -> tuple[object, ...]:
-        return _rebuild_reset, (self.code, self.remote)
+        return _rebuild_reset, (self.code, self.remote, self.wire_code)
 
     def __str__(self) -> str:
         who = "the peer" if self.remote else "this side"
         return f"{who} reset the stream with code {self.code}"
 
+    def again(self) -> StreamReset:
+        """The same as an exception of its own, for one more who meets it."""
+        return StreamReset(self.code, remote=self.remote, wire_code=self.wire_code)
 
-def _rebuild_reset(code: int, remote: bool) -> StreamReset:
-    return StreamReset(code, remote=remote)
+
+def _rebuild_reset(code: int, remote: bool, wire_code: int) -> StreamReset:
+    return StreamReset(code, remote=remote, wire_code=wire_code)
 
 
 class StreamAbort(TrioWTError):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, replace
 from typing import Final, TextIO, Unpack
@@ -22,9 +22,10 @@ from .endpoint import Endpoint
 from .sessions import SessionKey, SessionStore
 from .settings import QuicSettings, QuicSettingsKwargs, check_alpn, check_port
 from .tls import ClientTLS
+from .upper import RawStreams, Upper
 from .verification import CertificateRejected, Verifier, no_certificate
 
-__all__ = ["QuicEndpoint", "open_quic", "open_quic_endpoint"]
+__all__ = ["QuicEndpoint", "connect", "open_quic", "open_quic_endpoint"]
 
 # RFC 8305 section 5: the pause before the next address is tried beside those before it.
 _ATTEMPT_DELAY: Final = 0.25
@@ -102,6 +103,7 @@ class _Plan:
     key: SessionKey
     tickets: list[SessionTicket]
     handshake_timeout: float
+    upper: Callable[[Driver], Upper]
 
     @property
     def is_early(self) -> bool:
@@ -125,7 +127,7 @@ class _Plan:
             **self.settings.engine_kwargs(),
         )
         engine = Engine(config, store_ticket=lambda ticket: self._store(ticket, engine))
-        driver = Driver(engine, endpoint, self.settings, client=True)
+        driver = Driver(engine, endpoint, self.settings, self.upper, client=True)
         driver.cancel_scope = scope
         driver.handshake_deadline = trio.current_time() + self.handshake_timeout
         engine.start(route, trio.current_time())
@@ -191,6 +193,40 @@ async def open_quic(
 
     Leaving the block closes the connection, as `Connection` says.
     """
+    async with connect(
+        host,
+        port,
+        alpn=alpn,
+        tls=tls,
+        local_address=local_address,
+        socket=socket,
+        endpoint=endpoint,
+        session_store=session_store,
+        early_data=early_data,
+        handshake_timeout=handshake_timeout,
+        settings=QuicSettings(**settings),
+        upper=RawStreams,
+    ) as (driver, services):
+        yield Connection(driver, services)
+
+
+@asynccontextmanager
+async def connect(
+    host: str,
+    port: int,
+    *,
+    alpn: Sequence[str],
+    tls: ClientTLS | None,
+    local_address: tuple[str, int] | None,
+    socket: DatagramSocket | None,
+    endpoint: QuicEndpoint | None,
+    session_store: SessionStore | None,
+    early_data: bool,
+    handshake_timeout: float,
+    settings: QuicSettings,
+    upper: Callable[[Driver], Upper],
+) -> AsyncIterator[tuple[Driver, Services]]:
+    """`open_quic` for anything that may stand on a connection, which ``upper`` makes."""
     check_alpn(alpn)
     check_port(port)
     if sum(way is not None for way in (local_address, socket, endpoint)) > 1:
@@ -198,27 +234,27 @@ async def open_quic(
     if not handshake_timeout > 0:
         raise ValueError(f"handshake_timeout must be greater than 0, and is {handshake_timeout}")
     tls = tls or ClientTLS()
-    quic_settings = QuicSettings(**settings)
     server_name = _ascii(tls.server_name or host)
-    key = SessionKey(server_name, port, tuple(alpn), quic_settings.versions[0], tls.trust())
+    key = SessionKey(server_name, port, tuple(alpn), settings.versions[0], tls.trust())
     plan = _Plan(
         alpn,
         tls,
         tls.verifier(),
         tls.open_keylog(),
         server_name,
-        quic_settings,
+        settings,
         session_store,
         key,
         _tickets(session_store, key, early_data=early_data),
         handshake_timeout,
+        upper,
     )
     race = _Race(plan, host, port)
     services = Services(race.scope, race.goodbye, _never)
     try:
         async with services:
             driver = await race.run(services, local_address, socket, endpoint, handshake_timeout)
-            yield Connection(driver, services)
+            yield driver, services
     finally:
         race.close()
 

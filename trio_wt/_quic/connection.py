@@ -20,8 +20,8 @@ from .migration import migrate
 from .receive_stream import ReceiveStream
 from .send_stream import SendStream
 from .statistics import QuicStatistics
-from .stream_base import check_code
 from .streams import Stream
+from .upper import RawStreams
 from .verification import CertificateRejected
 
 __all__ = ["Connection"]
@@ -44,7 +44,7 @@ class _OpenStream(AbstractAsyncContextManager[StreamT], Generic[StreamT]):
         stream_id = await driver.open(unidirectional=self._kind is SendStream)
         stream: StreamT = self._kind(driver, stream_id)
         self._stream: StreamT = stream
-        driver.adopt(stream)
+        driver.adopt(stream_id, stream)
         if self._priority:
             stream.priority = self._priority
         return await stream.__aenter__()
@@ -81,10 +81,12 @@ class Connection:
     def __init__(self, driver: Driver, services: Services) -> None:
         self._driver = driver
         self._services = services
-        self.datagrams: Datagrams = driver.datagrams
-        self.incoming_streams: IncomingStreams[Stream] = driver.incoming_streams
+        upper = driver.upper
+        assert isinstance(upper, RawStreams)
+        self.datagrams: Datagrams = upper.datagrams
+        self.incoming_streams: IncomingStreams[Stream] = upper.incoming_streams
         self.incoming_receive_streams: IncomingStreams[ReceiveStream] = (
-            driver.incoming_receive_streams
+            upper.incoming_receive_streams
         )
 
     def __repr__(self) -> str:
@@ -278,7 +280,7 @@ class Connection:
         Raises:
             ValueError: the code is out of range.
         """
-        check_code(code)
+        self._driver.check_code(code)
         self._driver.shut(code, reason)
 
     async def aclose(self, code: int = 0, reason: str = "", *, graceful: bool = True) -> None:
@@ -295,7 +297,7 @@ class Connection:
             ValueError: the code is out of range.
         """
         driver = self._driver
-        check_code(code)
+        driver.check_code(code)
         try:
             if graceful and driver.end is None:
                 with trio.move_on_after(driver.settings.close_timeout):

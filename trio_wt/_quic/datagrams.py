@@ -10,7 +10,7 @@ import trio
 from .._errors import ConnectionClosed, DatagramTooLarge
 
 if TYPE_CHECKING:
-    from .driver import Driver
+    from .carrier import Carrier
 
 __all__ = ["Datagrams"]
 
@@ -25,10 +25,10 @@ class Datagrams(trio.abc.Channel[bytes]):
     oldest is dropped and counted in the connection's statistics. So sending never waits for the peer.
     """
 
-    __slots__ = ("_closed", "_driver", "_received", "_received_bytes", "_waiting", "dropped")
+    __slots__ = ("_carrier", "_closed", "_received", "_received_bytes", "_waiting", "dropped")
 
-    def __init__(self, driver: Driver) -> None:
-        self._driver = driver
+    def __init__(self, carrier: Carrier) -> None:
+        self._carrier = carrier
         self._received: deque[bytes] = deque()
         self._received_bytes = 0
         self._waiting: trio.lowlevel.ParkingLot | None = None
@@ -42,7 +42,7 @@ class Datagrams(trio.abc.Channel[bytes]):
 
         It grows as larger packets are found to get through, and falls when they no longer do.
         """
-        return self._driver.engine.max_datagram
+        return self._carrier.max_datagram
 
     @property
     def unread(self) -> int:
@@ -57,16 +57,16 @@ class Datagrams(trio.abc.Channel[bytes]):
             ConnectionClosed: the connection has ended.
             trio.ClosedResourceError: the channel, or the connection, was closed on this side.
         """
-        driver = self._driver
+        carrier = self._carrier
         self._check_open()
-        driver.check_open()
+        carrier.check_open()
         if type(data) is not bytes:
             data = bytes(memoryview(data))
-        max_size = driver.engine.max_datagram
+        max_size = carrier.max_datagram
         if len(data) > max_size or not max_size:
             raise DatagramTooLarge(len(data), max_size)
-        driver.engine.queue_datagram(data)
-        driver.push()
+        carrier.queue_datagram(data)
+        carrier.push()
 
     async def send(self, value: bytes | bytearray | memoryview) -> None:
         """`send_nowait`, as a checkpoint."""
@@ -89,7 +89,7 @@ class Datagrams(trio.abc.Channel[bytes]):
             data = self._received.popleft()
             self._received_bytes -= len(data)
             return data
-        self._driver.check_open(iterating=True)
+        self._carrier.check_open(iterating=True)
         raise trio.WouldBlock
 
     async def receive(self) -> bytes:
@@ -132,13 +132,13 @@ class Datagrams(trio.abc.Channel[bytes]):
             raise trio.ClosedResourceError("the datagrams were closed on this side")
 
     def arrived(self, data: bytes) -> None:
-        """The driver: a datagram has come."""
+        """The carrier: a datagram has come."""
         if self._closed:
             return
         self._received.append(data)
         self._received_bytes += len(data)
         while (
-            len(self._received) > self._driver.settings.max_datagram_queue
+            len(self._received) > self._carrier.settings.max_datagram_queue
             or self._received_bytes > _MAX_RECEIVED_BYTES
         ):
             self._received_bytes -= len(self._received.popleft())
@@ -147,7 +147,7 @@ class Datagrams(trio.abc.Channel[bytes]):
             self._waiting.unpark()
 
     def lost(self, end: ConnectionClosed) -> None:
-        """The driver: the connection has ended."""
+        """The carrier: the connection has ended."""
         self._wake_all()
 
     def _wake_all(self) -> None:

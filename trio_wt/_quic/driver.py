@@ -46,20 +46,17 @@ from .._protocol.quic import (
 )
 from .._protocol.route import Route
 from .._util import Wakeup
-from .datagrams import Datagrams
+from .carrier import Carrier
 from .endings import error_code
-from .incoming import IncomingStreams
 from .receive_stream import ReceiveStream
 from .send_stream import SendStream
 from .settings import QuicSettings
-from .streams import Stream
+from .upper import Sink, Upper
 
 if TYPE_CHECKING:
     from .endpoint import Endpoint
 
 __all__ = ["Driver"]
-
-AnyStream = SendStream | ReceiveStream
 
 # What is sent within this time, in seconds, of what a task sent by itself is left to the writer.
 _BURST_PAUSE = 5e-5
@@ -80,17 +77,17 @@ class _Turn:
         self.stream_id: int | None = None
 
 
-class Driver:
+class Driver(Carrier):
     """What `Connection` puts its public face on.
 
     Args:
         engine: the protocol.
         endpoint: carries its packets.
         settings: limits and times.
+        upper: makes what takes in streams and datagrams.
         client: this side's role.
 
     Attributes:
-        blocked: streams with a task that waits for room to send.
         can_migrate: this is a client with an endpoint of its own.
         migrating: it is on its way to another socket.
         cancel_scope: covers the connection's block.
@@ -101,7 +98,13 @@ class Driver:
     """
 
     def __init__(
-        self, engine: Engine, endpoint: Endpoint, settings: QuicSettings, *, client: bool
+        self,
+        engine: Engine,
+        endpoint: Endpoint,
+        settings: QuicSettings,
+        upper: Callable[[Driver], Upper],
+        *,
+        client: bool,
     ) -> None:
         self.engine: Engine = engine
         self.endpoint: Endpoint = endpoint
@@ -110,15 +113,12 @@ class Driver:
         self.can_migrate: bool = False
         self.migrating: bool = False
         self.cancel_scope: trio.CancelScope = trio.CancelScope()
-        self.datagrams: Datagrams = Datagrams(self)
-        self.incoming_streams: IncomingStreams[Stream] = IncomingStreams(self)
-        self.incoming_receive_streams: IncomingStreams[ReceiveStream] = IncomingStreams(self)
         self.end: ConnectionClosed | None = None
         self.handshake_deadline: float = inf
         self.handshake: HandshakeCompleted | None = None
         self.last_heard: float = trio.current_time()
         self._client = client
-        self._streams: dict[int, AnyStream] = {}
+        self._streams: dict[int, Sink] = {}
         # The next stream id of each kind that the peer will open: bidirectional and unidirectional.
         self._next_remote = [1, 3] if client else [0, 2]
         self._openers: list[deque[_Turn]] = [deque(), deque()]
@@ -134,6 +134,7 @@ class Driver:
         # Something changed that a task may wait for: the handshake, deliveries, a path, the end.
         self._changed = trio.lowlevel.ParkingLot()
         self._finished = trio.Event()
+        self.upper: Upper = upper(self)
 
     # ---- reading
 
@@ -162,28 +163,27 @@ class Driver:
     def _on_stream_data(self, event: StreamDataReceived) -> None:
         stream = self._streams.get(event.stream_id) or self._stream(event.stream_id)
         if stream is not None:
-            # The engine lets nobody send on a stream of ours that goes the other way.
-            stream.arrived(event.data, fin=event.end_stream)  # type: ignore[union-attr]
+            stream.arrived(event.data, fin=event.end_stream)
             return
         # A stream that the application is done with.
-        self.engine.discard(event.stream_id, len(event.data))
+        self.discard(event.stream_id, len(event.data))
         if event.end_stream:
             self.settle(event.stream_id)
 
     def _on_stream_reset(self, event: StreamReset) -> None:
         stream = self._stream(event.stream_id)
         if stream is not None:
-            stream.was_reset(event.error_code)  # type: ignore[union-attr]
+            stream.was_reset(event.error_code)
         else:
             self.settle(event.stream_id)
 
     def _on_stop_sending(self, event: StopSendingReceived) -> None:
         stream = self._stream(event.stream_id)
         if stream is not None:
-            stream.was_stopped(event.error_code)  # type: ignore[union-attr]
+            stream.was_stopped(event.error_code)
 
     def _on_datagram(self, event: DatagramFrameReceived) -> None:
-        self.datagrams.arrived(event.data)
+        self.upper.datagram_arrived(event.data)
 
     def _on_handshake(self, event: HandshakeCompleted) -> None:
         self.handshake = event
@@ -200,25 +200,17 @@ class Driver:
     def _on_id_retired(self, event: ConnectionIdRetired) -> None:
         self.endpoint.remove_id(event.connection_id)
 
-    def _stream(self, stream_id: int) -> AnyStream | None:
+    def _stream(self, stream_id: int) -> Sink | None:
         """The stream, opened by the peer just now perhaps; None if the application is done with it."""
         stream = self._streams.get(stream_id)
         if stream is None and (stream_id & 1) == self._client:
             uni = stream_id >> 1 & 1
             # All lower-numbered streams of the kind open with it (RFC 9000 section 2.1).
             for opened in range(self._next_remote[uni], stream_id + 1, 4):
-                self._open_remote(opened, uni)
-            self._next_remote[uni] = max(self._next_remote[uni], stream_id + 4)
+                self._next_remote[uni] = opened + 4
+                self.upper.opened(opened)
             stream = self._streams.get(stream_id)
         return stream
-
-    def _open_remote(self, stream_id: int, uni: int) -> None:
-        if uni:
-            receive_stream = self._streams[stream_id] = ReceiveStream(self, stream_id)
-            self.incoming_receive_streams.arrived(receive_stream)
-        else:
-            stream = self._streams[stream_id] = Stream(self, stream_id)
-            self.incoming_streams.arrived(stream)
 
     # ---- streams
 
@@ -247,9 +239,9 @@ class Driver:
             raise trio.ClosedResourceError("the connection was closed on this side")
         return turn.stream_id
 
-    def adopt(self, stream: AnyStream) -> None:
-        """A stream that this side has opened."""
-        self._streams[stream.stream_id] = stream
+    def adopt(self, stream_id: int, stream: Sink) -> None:
+        """From now on a stream's events go there."""
+        self._streams[stream_id] = stream
         if self.end is not None:
             stream.lost(self.end)
 
@@ -262,21 +254,53 @@ class Driver:
                 turn.wakeup.wake()
 
     def release(self, stream_id: int) -> None:
-        """The application is done with a stream, both ways."""
-        del self._streams[stream_id]
+        self._streams.pop(stream_id, None)
         if (stream_id & 1) == self._client:
             self.engine.release(stream_id)
             self.stir()
 
+    def room(self, stream_id: int) -> int:
+        return self.settings.send_buffer - self.engine.unsent(stream_id)
+
+    def send(
+        self, stream_id: int, data: bytes | bytearray | memoryview, *, fin: bool = False
+    ) -> None:
+        self.engine.send(stream_id, data, fin=fin)
+
+    def reset(self, stream_id: int, code: int) -> None:
+        self.engine.reset(stream_id, code)
+        self.wake()
+
+    def stop(self, stream_id: int, code: int) -> None:
+        self.engine.stop(stream_id, code)
+        self.wake()
+
+    def prioritise(self, stream_id: int, priority: int) -> None:
+        self.engine.prioritise(stream_id, priority)
+
+    def consume(self, stream_id: int, count: int) -> None:
+        if self.engine.consume(stream_id, count):
+            self.wake()
+
+    def discard(self, stream_id: int, count: int) -> None:
+        if self.engine.discard(stream_id, count):
+            self.wake()
+
     def settle(self, stream_id: int) -> None:
-        """Nothing more of a stream will be received: its part of the connection's window is free again."""
+        # Its part of the connection's window is free again.
         if self.engine.settle(stream_id, self.engine.highest_received(stream_id)):
             self.wake()
+
+    @property
+    def max_datagram(self) -> int:
+        return self.engine.max_datagram
+
+    def queue_datagram(self, data: bytes) -> None:
+        self.engine.queue_datagram(data)
 
     # ---- writing
 
     def wake(self) -> None:
-        """Something is to be sent: let the writer do it."""
         self._dirty = True
         self._idle.wake()
 
@@ -288,10 +312,7 @@ class Driver:
             self._arm()
 
     def push(self) -> None:
-        """Something is to be sent, and the caller waits for an answer perhaps: send it now, if nothing is in the way.
-
-        In a burst only the first goes this way, so that the writer can put the others into as few packets as possible.
-        """
+        # In a burst only the first goes this way, so that the writer can put the others into as few packets as possible.
         now = trio.current_time()
         if self._outgoing or now - self._pushed_at < _BURST_PAUSE:
             self.wake()
@@ -436,12 +457,10 @@ class Driver:
             self.check_open()
 
     def check_open(self, *, iterating: bool = False) -> None:
-        """Raise the end of the connection, if it has ended; ``iterating`` says that a clean one is what was to be expected."""
         if self.end is not None:
             raise self.closed_error(iterating=iterating) from self.end.__cause__
 
     def closed_error(self, *, iterating: bool = False) -> Exception:
-        """The end of the connection as an exception of its own for each who meets it."""
         end = self.end
         if end is None or not (end.remote or isinstance(end, TransportClosed)):
             return trio.ClosedResourceError("the connection was closed on this side")
@@ -462,13 +481,13 @@ class Driver:
         elif end.kind is EndKind.TRANSPORT and end.code:
             kind = TransportClosed
         else:
-            kind = ConnectionClosedError if end.code else ConnectionClosedOK
+            clean = end.code == self.upper.clean_code
+            kind = ConnectionClosedOK if clean else ConnectionClosedError
         closed = self.end = kind(end.code, end.reason, remote=end.remote)
         closed.__cause__ = self.engine.rejection
         for stream in list(self._streams.values()):
             stream.lost(closed)
-        for part in (self.datagrams, self.incoming_streams, self.incoming_receive_streams):
-            part.lost(closed)
+        self.upper.lost(closed)
         for queue in self._openers:
             while queue:
                 queue.popleft().wakeup.wake()
@@ -496,7 +515,7 @@ class Driver:
             if exc is None:
                 with trio.move_on_at(deadline):
                     await self.drain()
-                self.shut(0, "")
+                self.shut(self.upper.clean_code, "")
             else:
                 self.shut(error_code(exc, self.settings), "")
             with trio.move_on_at(max(deadline, trio.current_time() + _LAST_PACKET)):
@@ -530,7 +549,7 @@ class Driver:
     @property
     def has_arrivals(self) -> bool:
         """Whether the peer has sent something for the application."""
-        return bool(self._streams or self.datagrams.unread)
+        return bool(self._streams or self.upper.has_datagrams)
 
     @property
     def stream_figures(self) -> tuple[int, int]:

@@ -12,7 +12,7 @@ from .receive_stream import ReceiveStream
 from .streams import Stream
 
 if TYPE_CHECKING:
-    from .driver import Driver
+    from .carrier import Carrier
 
 __all__ = ["IncomingStreams"]
 
@@ -26,10 +26,10 @@ class IncomingStreams(trio.abc.ReceiveChannel[StreamT], Generic[StreamT]):
     Several tasks may receive.
     """
 
-    __slots__ = ("_closed", "_driver", "_streams", "_waiting")
+    __slots__ = ("_carrier", "_closed", "_streams", "_waiting")
 
-    def __init__(self, driver: Driver) -> None:
-        self._driver = driver
+    def __init__(self, carrier: Carrier) -> None:
+        self._carrier = carrier
         self._streams: deque[StreamT] = deque()
         self._waiting: trio.lowlevel.ParkingLot | None = None
         self._closed = False
@@ -51,7 +51,7 @@ class IncomingStreams(trio.abc.ReceiveChannel[StreamT], Generic[StreamT]):
             stream = self._streams.popleft()
             stream.take()
             return stream
-        self._driver.check_open(iterating=True)
+        self._carrier.check_open(iterating=True)
         raise trio.WouldBlock
 
     async def receive(self) -> StreamT:
@@ -90,14 +90,14 @@ class IncomingStreams(trio.abc.ReceiveChannel[StreamT], Generic[StreamT]):
         await trio.lowlevel.checkpoint()
 
     def _refuse(self, stream: StreamT) -> None:
-        code = self._driver.settings.cancelled_code
+        code = self._carrier.settings.cancelled_code
         if isinstance(stream, Stream):
             stream.reset(code)
         stream.stop(code)
         stream.take()
 
     def arrived(self, stream: StreamT) -> None:
-        """The driver: the peer has opened a stream."""
+        """The carrier: the peer has opened a stream."""
         stream.offer()
         if self._closed:
             self._refuse(stream)
@@ -107,7 +107,7 @@ class IncomingStreams(trio.abc.ReceiveChannel[StreamT], Generic[StreamT]):
             self._waiting.unpark()
 
     def lost(self, end: ConnectionClosed) -> None:
-        """The driver: the connection has ended."""
+        """The carrier: the connection has ended."""
         self._wake_all()
 
     def _wake_all(self) -> None:

@@ -14,10 +14,10 @@ import trio
 
 from .._errors import ConnectionClosed, IncompleteRead, ReadLimitExceeded, StreamReset
 from .._util import Wakeup
-from .stream_base import StreamBase, check_code
+from .stream_base import StreamBase
 
 if TYPE_CHECKING:
-    from .driver import Driver
+    from .carrier import Carrier
 
 __all__ = ["ReceiveStream"]
 
@@ -35,8 +35,8 @@ class ReceiveStream(StreamBase, trio.abc.ReceiveStream):
 
     __slots__ = ()
 
-    def __init__(self, driver: Driver, stream_id: int) -> None:
-        super().__init__(driver, stream_id)
+    def __init__(self, carrier: Carrier, stream_id: int) -> None:
+        super().__init__(carrier, stream_id)
         self._init_receiving()
 
     def _init_receiving(self) -> None:
@@ -166,10 +166,9 @@ class ReceiveStream(StreamBase, trio.abc.ReceiveStream):
         Raises:
             ValueError: the code is out of range.
         """
-        check_code(code)
+        self._carrier.check_code(code)
         if self._receive_end is None:
-            self._driver.engine.stop(self._stream_id, code)
-            self._driver.wake()
+            self._carrier.stop(self._stream_id, code)
         self._close_receiving()
 
     async def aclose(self) -> None:
@@ -211,9 +210,9 @@ class ReceiveStream(StreamBase, trio.abc.ReceiveStream):
         if isinstance(end, bytes) or end is None:
             return
         if isinstance(end, ConnectionClosed):
-            raise self._driver.closed_error() from end.__cause__
+            raise self._carrier.closed_error() from end.__cause__
         if isinstance(end, StreamReset):
-            raise StreamReset(end.code, remote=end.remote)
+            raise end.again()
         raise trio.ClosedResourceError("the stream was closed on this side")
 
     def _front(self, count: int) -> bytes:
@@ -255,8 +254,7 @@ class ReceiveStream(StreamBase, trio.abc.ReceiveStream):
         if count > self._credited:
             count -= self._credited
             self._credited = 0
-            if self._driver.engine.consume(self._stream_id, count):
-                self._driver.wake()
+            self._carrier.consume(self._stream_id, count)
         else:
             self._credited -= count
         if self._receive_end == b"" and not self._buffered:
@@ -265,21 +263,20 @@ class ReceiveStream(StreamBase, trio.abc.ReceiveStream):
     def _credit(self, total: int) -> None:
         count = total - self._credited
         self._credited = total
-        if self._driver.engine.consume(self._stream_id, count):
-            self._driver.wake()
+        self._carrier.consume(self._stream_id, count)
 
     def _ended(self) -> None:
         """All was received."""
-        self._driver.settle(self._stream_id)
+        self._carrier.settle(self._stream_id)
         self._done()
 
     def arrived(self, data: bytes, *, fin: bool) -> None:
-        """The driver: bytes, or the end, have come."""
+        """The carrier: bytes, or the end, have come."""
         if self._receive_end is not None:
             if data:
-                self._driver.engine.discard(self._stream_id, len(data))
+                self._carrier.discard(self._stream_id, len(data))
             if fin:
-                self._driver.settle(self._stream_id)
+                self._carrier.settle(self._stream_id)
             return
         if data:
             chunks = self._chunks
@@ -297,15 +294,15 @@ class ReceiveStream(StreamBase, trio.abc.ReceiveStream):
             self._receive_wakeup.wake()
 
     def was_reset(self, code: int) -> None:
-        """The driver: the peer has reset the stream; what was not received is dropped (RFC 9000 section 3.2)."""
+        """The carrier: the peer has reset the stream; what was not received is dropped (RFC 9000 section 3.2)."""
         if self._receive_end is None:
-            self._receive_end = StreamReset(code, remote=True)
+            self._receive_end = self._reset_error(code)
         self._drop()
-        self._driver.settle(self._stream_id)
+        self._carrier.settle(self._stream_id)
         self._done()
 
     def lost(self, end: ConnectionClosed) -> None:
-        """The driver: the connection has ended; what arrived before can still be received."""
+        """The carrier: the connection has ended; what arrived before can still be received."""
         if self._receive_end is None:
             self._receive_end = end
         if self._receive_wakeup is not None:
@@ -324,11 +321,11 @@ class ReceiveStream(StreamBase, trio.abc.ReceiveStream):
         # Where nothing is left of it, that was settled when the last byte was taken.
         unsettled = self._receive_end == b"" and self._buffered > 0
         self._receive_end = trio.ClosedResourceError
-        if uncredited and self._driver.engine.discard(self._stream_id, uncredited):
-            self._driver.wake()
+        if uncredited:
+            self._carrier.discard(self._stream_id, uncredited)
         self._drop()
         if unsettled:
-            self._driver.settle(self._stream_id)
+            self._carrier.settle(self._stream_id)
         self._done()
 
     def _finish(self) -> None:

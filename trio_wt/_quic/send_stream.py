@@ -8,10 +8,10 @@ import trio
 
 from .._errors import ConnectionClosed, StreamReset
 from .._util import Wakeup
-from .stream_base import StreamBase, check_code
+from .stream_base import StreamBase
 
 if TYPE_CHECKING:
-    from .driver import Driver
+    from .carrier import Carrier
 
 __all__ = ["SendStream"]
 
@@ -25,8 +25,8 @@ class SendStream(StreamBase, trio.abc.SendStream):
 
     __slots__ = ()
 
-    def __init__(self, driver: Driver, stream_id: int) -> None:
-        super().__init__(driver, stream_id)
+    def __init__(self, carrier: Carrier, stream_id: int) -> None:
+        super().__init__(carrier, stream_id)
         self._init_sending()
 
     def _init_sending(self) -> None:
@@ -46,7 +46,7 @@ class SendStream(StreamBase, trio.abc.SendStream):
     @priority.setter
     def priority(self, priority: int) -> None:
         self._priority = priority
-        self._driver.engine.prioritise(self._stream_id, priority)
+        self._carrier.prioritise(self._stream_id, priority)
 
     async def send_all(self, data: bytes | bytearray | memoryview, *, eof: bool = False) -> None:
         """Send bytes; returns when they fit the send buffer.
@@ -71,12 +71,10 @@ class SendStream(StreamBase, trio.abc.SendStream):
             self._raise_send_end()
         if not isinstance(data, (bytes, bytearray)):
             data = memoryview(data).cast("B")
-        driver, stream_id = self._driver, self._stream_id
-        limit = driver.settings.send_buffer
-        room = limit - driver.engine.unsent(stream_id)
-        if len(data) <= room and not isinstance(data, memoryview):
-            driver.engine.send(stream_id, data, fin=eof)
-            driver.push()
+        carrier, stream_id = self._carrier, self._stream_id
+        if len(data) <= carrier.room(stream_id) and not isinstance(data, memoryview):
+            carrier.send(stream_id, data, fin=eof)
+            carrier.push()
             if eof:
                 self._close_sending()
             await trio.lowlevel.cancel_shielded_checkpoint()
@@ -86,10 +84,10 @@ class SendStream(StreamBase, trio.abc.SendStream):
         self._sending = True
         try:
             while True:
-                room = limit - driver.engine.unsent(stream_id)
+                room = carrier.room(stream_id)
                 if room > 0:
-                    driver.engine.send(stream_id, view[:room])
-                    driver.wake()
+                    carrier.send(stream_id, view[:room])
+                    carrier.wake()
                     view = view[room:]
                 if not view:
                     break
@@ -116,11 +114,10 @@ class SendStream(StreamBase, trio.abc.SendStream):
         if self._sending:
             await trio.lowlevel.checkpoint()
             self._check_idle()
-        limit = self._driver.settings.send_buffer
         self._sending = True
         try:
             await trio.lowlevel.checkpoint()
-            while self._send_end is None and self._driver.engine.unsent(self._stream_id) >= limit:
+            while self._send_end is None and self._carrier.room(self._stream_id) <= 0:
                 await self._wait_room()
         finally:
             self._sending = False
@@ -134,18 +131,18 @@ class SendStream(StreamBase, trio.abc.SendStream):
     async def _wait_room(self) -> None:
         if self._send_wakeup is None:
             self._send_wakeup = Wakeup()
-        self._driver.blocked.add(self)
+        self._carrier.blocked.add(self)
         try:
             await self._send_wakeup.park()
         finally:
-            self._driver.blocked.discard(self)
+            self._carrier.blocked.discard(self)
 
     def _raise_send_end(self) -> None:
         end = self._send_end
         if isinstance(end, StreamReset):
-            raise StreamReset(end.code, remote=end.remote)
+            raise end.again()
         if isinstance(end, ConnectionClosed):
-            raise self._driver.closed_error() from end.__cause__
+            raise self._carrier.closed_error() from end.__cause__
         raise trio.ClosedResourceError("the stream was ended on this side")
 
     async def send_eof(self) -> None:
@@ -176,9 +173,8 @@ class SendStream(StreamBase, trio.abc.SendStream):
         Raises:
             ValueError: the code is out of range.
         """
-        check_code(code)
-        self._driver.engine.reset(self._stream_id, code)
-        self._driver.wake()
+        self._carrier.check_code(code)
+        self._carrier.reset(self._stream_id, code)
         self._close_sending()
 
     async def aclose(self) -> None:
@@ -188,8 +184,8 @@ class SendStream(StreamBase, trio.abc.SendStream):
 
     def _end_sending(self) -> None:
         if self._send_end is None:
-            self._driver.engine.send(self._stream_id, b"", fin=True)
-            self._driver.push()
+            self._carrier.send(self._stream_id, b"", fin=True)
+            self._carrier.push()
         self._close_sending()
 
     def _close_sending(self) -> None:
@@ -202,21 +198,21 @@ class SendStream(StreamBase, trio.abc.SendStream):
             self._send_wakeup.wake()
 
     def room_changed(self) -> None:
-        """The driver: some of it was sent."""
-        if self._driver.engine.unsent(self._stream_id) < self._driver.settings.send_buffer:
+        """The carrier: some of it was sent."""
+        if self._carrier.room(self._stream_id) > 0:
             self._wake_sender()
 
     def was_stopped(self, code: int) -> None:
-        """The driver: the peer does not want more."""
+        """The carrier: the peer does not want more."""
         if self._send_end is None:
-            self._send_end = StreamReset(code, remote=True)
+            self._send_end = self._reset_error(code)
         self._wake_sender()
         self._done()
 
     def _finish(self) -> None:
         if (self._cut or self._sending) and self._send_end is None:
             # To end it would say that all was sent.
-            self.reset(self._driver.settings.cancelled_code)
+            self.reset(self._carrier.settings.cancelled_code)
         else:
             self._end_sending()
 
@@ -227,7 +223,7 @@ class SendStream(StreamBase, trio.abc.SendStream):
         return self._send_end is not None
 
     def lost(self, end: ConnectionClosed) -> None:
-        """The driver: the connection has ended."""
+        """The carrier: the connection has ended."""
         if self._send_end is None:
             self._send_end = end
         self._wake_sender()

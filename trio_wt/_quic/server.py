@@ -20,13 +20,16 @@ from .endpoint import Endpoint
 from .sessions import TicketIssuer
 from .settings import QuicSettings, QuicSettingsKwargs, check_alpn, check_port
 from .tls import ServerTLS
+from .upper import RawStreams, Upper
 from .verification import no_certificate
 
-__all__ = ["ServerTLSSource", "serve_quic"]
+__all__ = ["ServerTLSSource", "serve_connections", "serve_quic"]
 
 #: What a server shows now; as a function, it is asked for each connection, so that certificates can be renewed.
 ServerTLSSource: TypeAlias = ServerTLS | Callable[[], ServerTLS]
 _Handler: TypeAlias = Callable[[Connection], Awaitable[object]]
+#: Runs for each connection whose handshake is complete.
+Serve: TypeAlias = Callable[[Driver, Services], Awaitable[object]]
 
 _SHUT_DOWN = "the server is shutting down"
 
@@ -68,11 +71,12 @@ class _Server:
 
     def __init__(
         self,
-        handler: _Handler,
+        serve: Serve,
         tls: ServerTLSSource,
         alpn: Sequence[str],
         router: PacketRouter[Driver],
         settings: QuicSettings,
+        upper: Callable[[Driver], Upper],
         *,
         early_data: bool,
         handshake_timeout: float,
@@ -80,7 +84,8 @@ class _Server:
     ) -> None:
         self.endpoint = Endpoint(router, self._accept)
         self.nursery: trio.Nursery | None = None
-        self._handler = handler
+        self._serve_driver = serve
+        self._upper = upper
         self._tls = tls
         self._identity = _Identity.of(tls() if callable(tls) else tls)
         self._alpn = alpn
@@ -132,7 +137,7 @@ class _Server:
             if resumable
             else None,
         )
-        driver = Driver(engine, self.endpoint, self._settings, client=False)
+        driver = Driver(engine, self.endpoint, self._settings, self._upper, client=False)
         self.nursery.start_soon(self._serve, driver, name="trio_wt QUIC connection")
         self.endpoint.router.opened(driver, route)
         self.endpoint.add(driver, [accept.destination_cid, *engine.connection_ids])
@@ -148,7 +153,7 @@ class _Server:
                 async with services:
                     services.start_soon(driver.run_writer, name="trio_wt QUIC writer")
                     if await self._shake_hands(driver):
-                        await self._handler(Connection(driver, services))
+                        await self._serve_driver(driver, services)
         finally:
             self._serving.discard(driver)
             if self._closing and not self._serving:
@@ -254,6 +259,55 @@ async def serve_quic(
 
     Cancelled, it stops accepting, and all handlers are cancelled; each connection is closed with the ``cancelled_code``.
     """
+    quic_settings = QuicSettings(**settings)
+
+    async def serve(driver: Driver, services: Services) -> None:
+        await handler(Connection(driver, services))
+
+    await serve_connections(
+        serve,
+        port,
+        alpn=alpn,
+        tls=tls,
+        host=host,
+        sockets=sockets,
+        retry=retry,
+        max_half_open=max_half_open,
+        early_data=early_data,
+        reset_key=reset_key,
+        handshake_timeout=handshake_timeout,
+        shutdown=shutdown,
+        shutdown_timeout=shutdown_timeout,
+        handler_errors=handler_errors,
+        handler_nursery=handler_nursery,
+        task_status=task_status,
+        settings=quic_settings,
+        upper=RawStreams,
+    )
+
+
+async def serve_connections(
+    serve: Serve,
+    port: int | None,
+    *,
+    alpn: Sequence[str],
+    tls: ServerTLSSource,
+    host: str | bytes | None,
+    sockets: Sequence[DatagramSocket] | None,
+    retry: Literal["under-load", "always", "never"],
+    max_half_open: int,
+    early_data: bool,
+    reset_key: bytes | None,
+    handshake_timeout: float,
+    shutdown: trio.Event | None,
+    shutdown_timeout: float,
+    handler_errors: Literal["log", "raise"],
+    handler_nursery: trio.Nursery | None,
+    task_status: trio.TaskStatus[list[DatagramSocket]],
+    settings: QuicSettings,
+    upper: Callable[[Driver], Upper],
+) -> None:
+    """`serve_quic` for anything that may stand on a connection, which ``upper`` makes."""
     check_alpn(alpn)
     if (port is None) == (sockets is None):
         raise ValueError("give exactly one of port and sockets")
@@ -265,20 +319,20 @@ async def serve_quic(
         raise ValueError(f"handshake_timeout must be greater than 0, and is {handshake_timeout}")
     if max_half_open < 1:
         raise ValueError(f"max_half_open must be at least 1, and is {max_half_open}")
-    quic_settings = QuicSettings(**settings)
     router: PacketRouter[Driver] = PacketRouter(
         server=True,
-        versions=[VERSIONS[number] for number in quic_settings.versions],
+        versions=[VERSIONS[number] for number in settings.versions],
         reset_key=ResetKey(reset_key),
         retry=retry,
         max_half_open=max_half_open,
     )
     server = _Server(
-        handler,
+        serve,
         tls,
         alpn,
         router,
-        quic_settings,
+        settings,
+        upper,
         early_data=early_data,
         handshake_timeout=handshake_timeout,
         raise_errors=handler_errors == "raise",

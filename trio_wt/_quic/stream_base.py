@@ -3,18 +3,17 @@
 from __future__ import annotations
 
 from types import TracebackType
-from typing import TYPE_CHECKING, Final, Self
+from typing import TYPE_CHECKING, Self
 
 import trio
 
+from .._errors import ConnectionClosed, StreamReset
 from .endings import error_code, without_aborts
 
 if TYPE_CHECKING:
-    from .driver import Driver
+    from .carrier import Carrier
 
-__all__ = ["StreamBase", "check_code"]
-
-_MAX_CODE: Final = 2**62 - 1
+__all__ = ["StreamBase"]
 
 
 class StreamBase(trio.abc.AsyncResource):
@@ -23,10 +22,10 @@ class StreamBase(trio.abc.AsyncResource):
     __slots__ = (
         "_buffered",
         "_cancel_scope",
+        "_carrier",
         "_chunks",
         "_credited",
         "_cut",
-        "_driver",
         "_finished",
         "_head",
         "_priority",
@@ -40,8 +39,8 @@ class StreamBase(trio.abc.AsyncResource):
         "_taken",
     )
 
-    def __init__(self, driver: Driver, stream_id: int) -> None:
-        self._driver = driver
+    def __init__(self, carrier: Carrier, stream_id: int) -> None:
+        self._carrier = carrier
         self._stream_id = stream_id
         self._cancel_scope: trio.CancelScope | None = None
         # The application has it; a stream that the peer has opened counts until then, whatever becomes of it.
@@ -76,7 +75,7 @@ class StreamBase(trio.abc.AsyncResource):
         if exc is None:
             self._finish()
         else:
-            self._abort(error_code(exc, self._driver.settings))
+            self._abort(error_code(exc, self._carrier.settings))
         outcome = exc
         try:
             if self.cancel_scope.__exit__(exc_type, exc, traceback):
@@ -92,6 +91,29 @@ class StreamBase(trio.abc.AsyncResource):
             return rest is None
         raise rest
 
+    # The engine lets nobody send on a stream, or stop one, that goes the other way.
+
+    def arrived(self, data: bytes, *, fin: bool) -> None:
+        """The carrier: bytes, or the end, have come."""
+        raise TypeError("this stream receives nothing")
+
+    def was_reset(self, code: int) -> None:
+        """The carrier: the peer has reset the stream."""
+        raise TypeError("this stream receives nothing")
+
+    def was_stopped(self, code: int) -> None:
+        """The carrier: the peer does not want more."""
+        raise TypeError("this stream sends nothing")
+
+    def lost(self, end: ConnectionClosed) -> None:
+        """The carrier: the connection has ended."""
+        raise TypeError("a stream has a direction")
+
+    def _reset_error(self, wire_code: int) -> StreamReset:
+        """What the peer's code means."""
+        code = self._carrier.application_code(wire_code)
+        return StreamReset(code, remote=True, wire_code=wire_code)
+
     def _finish(self) -> None:
         """The block is over, and all went well."""
         raise TypeError("a stream has a direction")
@@ -101,13 +123,13 @@ class StreamBase(trio.abc.AsyncResource):
         raise TypeError("a stream has a direction")
 
     def _done(self) -> None:
-        """Tell the driver once when neither direction is of use to the application any more."""
+        """Tell the carrier once when neither direction is of use to the application any more."""
         if self._taken and not self._finished and self._is_done():
             self._finished = True
-            self._driver.release(self._stream_id)
+            self._carrier.release(self._stream_id)
 
     def offer(self) -> None:
-        """The driver: the peer has opened it, and the application has not taken it yet."""
+        """The carrier: the peer has opened it, and the application has not taken it yet."""
         self._taken = False
 
     def take(self) -> None:
@@ -117,9 +139,3 @@ class StreamBase(trio.abc.AsyncResource):
 
     def _is_done(self) -> bool:
         raise TypeError("a stream has a direction")
-
-
-def check_code(code: int) -> None:
-    """Raise `ValueError` for what is no error code of an application (RFC 9000 section 20.2)."""
-    if not 0 <= code <= _MAX_CODE:
-        raise ValueError(f"an error code is at least 0 and less than 2^62, not {code}")

@@ -2,7 +2,7 @@
 
 General theory of operation:
 
-A stream is a thin object between the application's tasks and the connection's driver. The driver puts in what arrived
+A stream is a thin object between the application's tasks and the connection, its carrier. The carrier puts in what arrived
 (`arrived`, `was_reset`, `was_stopped`, `lost`), synchronously; the application's calls change the state first and wait after
 that. One task at a time may send, and one may receive. The blocks of streams mean the same on the wire as they do here.
 """
@@ -19,7 +19,7 @@ from .send_stream import SendStream
 from .stream_base import StreamBase
 
 if TYPE_CHECKING:
-    from .driver import Driver
+    from .carrier import Carrier
 
 __all__ = ["Stream"]
 
@@ -34,8 +34,8 @@ class Stream(SendStream, ReceiveStream, trio.abc.HalfCloseableStream):
 
     __slots__ = ()
 
-    def __init__(self, driver: Driver, stream_id: int) -> None:
-        StreamBase.__init__(self, driver, stream_id)
+    def __init__(self, carrier: Carrier, stream_id: int) -> None:
+        StreamBase.__init__(self, carrier, stream_id)
         self._init_sending()
         self._init_receiving()
 
@@ -45,7 +45,7 @@ class Stream(SendStream, ReceiveStream, trio.abc.HalfCloseableStream):
         await trio.lowlevel.checkpoint()
 
     def lost(self, end: ConnectionClosed) -> None:
-        """The driver: the connection has ended."""
+        """The carrier: the connection has ended."""
         SendStream.lost(self, end)
         ReceiveStream.lost(self, end)
 

@@ -1,0 +1,110 @@
+"""What streams, datagrams and queues of streams stand on: a QUIC connection, or a session that shares one."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from typing import TYPE_CHECKING, Final
+
+from .settings import QuicSettings
+
+if TYPE_CHECKING:
+    from .send_stream import SendStream
+
+__all__ = ["MAX_CODE", "Carrier"]
+
+#: The largest error code (RFC 9000 section 20.2).
+MAX_CODE: Final = 2**62 - 1
+
+
+class Carrier(ABC):
+    """What the objects that an application holds need of what carries them.
+
+    Attributes:
+        blocked: streams with a task that waits for room to send.
+        settings: limits, times and codes.
+    """
+
+    __slots__ = ()
+
+    blocked: set[SendStream]
+    settings: QuicSettings
+
+    # ---- sending
+
+    @abstractmethod
+    def room(self, stream_id: int) -> int:
+        """How many bytes of a stream may be handed over now; none if that is not positive."""
+
+    @abstractmethod
+    def send(
+        self, stream_id: int, data: bytes | bytearray | memoryview, *, fin: bool = False
+    ) -> None:
+        """Take bytes, and perhaps the end, of a stream; within its room."""
+
+    @abstractmethod
+    def push(self) -> None:
+        """Let what was handed over go out now, if nothing is in the way."""
+
+    @abstractmethod
+    def wake(self) -> None:
+        """Let what was handed over go out soon."""
+
+    @abstractmethod
+    def reset(self, stream_id: int, code: int) -> None:
+        """Give up sending on a stream."""
+
+    @abstractmethod
+    def prioritise(self, stream_id: int, priority: int) -> None:
+        """Serve a stream before those of a lower priority."""
+
+    # ---- receiving
+
+    @abstractmethod
+    def consume(self, stream_id: int, count: int) -> None:
+        """The application has taken so many bytes: the peer may send as many more."""
+
+    @abstractmethod
+    def discard(self, stream_id: int, count: int) -> None:
+        """So many bytes have come that nobody will take."""
+
+    @abstractmethod
+    def settle(self, stream_id: int) -> None:
+        """Nothing more of a stream will be received."""
+
+    @abstractmethod
+    def stop(self, stream_id: int, code: int) -> None:
+        """Ask the peer to send no more on a stream."""
+
+    @abstractmethod
+    def release(self, stream_id: int) -> None:
+        """The application is done with a stream, both ways."""
+
+    # ---- codes and ends
+
+    def check_code(self, code: int) -> None:
+        """Raise `ValueError` for what is no error code of an application's (RFC 9000 section 20.2)."""
+        if not 0 <= code <= MAX_CODE:
+            raise ValueError(f"an error code is at least 0 and less than 2^62, not {code}")
+
+    def application_code(self, wire_code: int) -> int:
+        """What a peer's application meant by a code of the wire; 0 if it was none of an application's."""
+        return wire_code
+
+    @abstractmethod
+    def closed_error(self, *, iterating: bool = False) -> Exception:
+        """The end as an exception of its own for each who meets it; ``iterating`` says that a clean one was to be expected."""
+
+    @abstractmethod
+    def check_open(self, *, iterating: bool = False) -> None:
+        """Raise `closed_error`, if there was an end."""
+
+    # ---- datagrams
+
+    @property
+    @abstractmethod
+    def max_datagram(self) -> int:
+        """The most bytes that a datagram may have now; 0 if the peer takes none."""
+
+    @abstractmethod
+    def queue_datagram(self, data: bytes) -> None:
+        """Take a datagram that fits."""

@@ -1,0 +1,101 @@
+"""What stands on a connection: an application's streams as they are, or HTTP/3."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from typing import TYPE_CHECKING, ClassVar, Protocol
+
+from .._errors import ConnectionClosed
+from .datagrams import Datagrams
+from .incoming import IncomingStreams
+from .receive_stream import ReceiveStream
+from .streams import Stream
+
+if TYPE_CHECKING:
+    from .driver import Driver
+
+__all__ = ["RawStreams", "Sink", "Upper"]
+
+
+class Sink(Protocol):
+    """What takes in what happens to a stream."""
+
+    def arrived(self, data: bytes, *, fin: bool) -> None:
+        """Bytes have come, and perhaps the end."""
+
+    def was_reset(self, code: int) -> None:
+        """The peer has reset the stream."""
+
+    def was_stopped(self, code: int) -> None:
+        """The peer does not want more."""
+
+    def lost(self, end: ConnectionClosed) -> None:
+        """The connection has ended."""
+
+
+class Upper(ABC):
+    """What a connection hands what it receives to, synchronously.
+
+    Attributes:
+        clean_code: the error code that closes a connection without any error.
+    """
+
+    clean_code: ClassVar[int] = 0
+
+    @abstractmethod
+    def opened(self, stream_id: int) -> None:
+        """The peer has opened a stream: `Driver.adopt` what takes it in, or forget it by releasing it."""
+
+    @abstractmethod
+    def datagram_arrived(self, data: bytes) -> None:
+        """A datagram has come."""
+
+    @abstractmethod
+    def lost(self, end: ConnectionClosed) -> None:
+        """The connection has ended; its streams have been told."""
+
+    @property
+    @abstractmethod
+    def has_datagrams(self) -> bool:
+        """Whether datagrams have come that wait for the application."""
+
+
+class RawStreams(Upper):
+    """QUIC as it is: an application takes the streams and the datagrams.
+
+    Args:
+        driver: the connection.
+
+    Attributes:
+        datagrams: unreliable datagrams.
+        incoming_streams: the bidirectional streams that the peer opens.
+        incoming_receive_streams: the unidirectional ones.
+    """
+
+    def __init__(self, driver: Driver) -> None:
+        self.datagrams: Datagrams = Datagrams(driver)
+        self.incoming_streams: IncomingStreams[Stream] = IncomingStreams(driver)
+        self.incoming_receive_streams: IncomingStreams[ReceiveStream] = IncomingStreams(driver)
+        self._driver = driver
+
+    def opened(self, stream_id: int) -> None:
+        driver = self._driver
+        if stream_id & 2:
+            receive_stream = ReceiveStream(driver, stream_id)
+            driver.adopt(stream_id, receive_stream)
+            self.incoming_receive_streams.arrived(receive_stream)
+        else:
+            stream = Stream(driver, stream_id)
+            driver.adopt(stream_id, stream)
+            self.incoming_streams.arrived(stream)
+
+    def datagram_arrived(self, data: bytes) -> None:
+        self.datagrams.arrived(data)
+
+    def lost(self, end: ConnectionClosed) -> None:
+        for part in (self.datagrams, self.incoming_streams, self.incoming_receive_streams):
+            part.lost(end)
+
+    @property
+    def has_datagrams(self) -> bool:
+        return bool(self.datagrams.unread)
