@@ -21,7 +21,8 @@ from ._errors import (
     TrioWTError,
 )
 from ._headers import Headers
-from ._http.request import Request
+from ._http.priority import Priority
+from ._http.request import Request, Response
 from ._protocol.deflate import Deflate
 from ._protocol.extensions import Extension, ExtensionCodec, ExtensionError
 from ._quic.client import QuicEndpoint, open_quic, open_quic_endpoint
@@ -47,6 +48,12 @@ from ._websocket.settings import Settings
 from ._websocket.statistics import Statistics
 from ._websocket.streams import ReceiveMessageStream, SendMessageStream
 from ._websocket.websocket import WebSocket
+from ._webtransport.client import open_webtransport, open_webtransport_connection
+from ._webtransport.connection import WebTransportConnection
+from ._webtransport.server import serve_webtransport
+from ._webtransport.session import WebTransportSession
+from ._webtransport.settings import WebTransportSettings
+from ._webtransport.statistics import SessionStatistics
 
 __all__ = [
     "Attempt",
@@ -70,6 +77,7 @@ __all__ = [
     "IncomingStreams",
     "IncompleteRead",
     "InternalError",
+    "Priority",
     "QuicEndpoint",
     "QuicSettings",
     "QuicStatistics",
@@ -79,9 +87,11 @@ __all__ = [
     "Reconnect",
     "Rejected",
     "Request",
+    "Response",
     "SendMessageStream",
     "SendStream",
     "ServerTLS",
+    "SessionStatistics",
     "SessionStore",
     "Settings",
     "Statistics",
@@ -92,15 +102,21 @@ __all__ = [
     "TrioWTError",
     "UdpSocket",
     "WebSocket",
+    "WebTransportConnection",
+    "WebTransportSession",
+    "WebTransportSettings",
     "__version__",
     "broadcast",
     "is_transient",
     "open_quic",
     "open_quic_endpoint",
     "open_websocket",
+    "open_webtransport",
+    "open_webtransport_connection",
     "reconnect",
     "serve_quic",
     "serve_websocket",
+    "serve_webtransport",
     "wrap_client_stream",
     "wrap_server_stream",
 ]

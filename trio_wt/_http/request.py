@@ -61,10 +61,11 @@ class Request:
         method: such as ``GET``.
         target: the request's target as sent: path and query, percent-encoded.
         headers: all header fields.
-        http_version: such as ``1.1``.
+        http_version: such as ``1.1``, or ``3``.
         scheme: ``http`` or ``https``.
         host: the authority asked for, host and perhaps port.
         is_websocket: whether it asks for a WebSocket.
+        is_webtransport: whether it asks for a WebTransport session.
         subprotocols: the subprotocols the client offers, in its order.
         peer: the client's address, None if unknown.
         local: the server's address, None if unknown.
@@ -82,7 +83,13 @@ class Request:
     peer: Address = None
     local: Address = None
     tls_peer_certificate: bytes | None = field(default=None, repr=False)
+    is_webtransport: bool = False
     _decision: Accept | Reject | None = field(default=None, repr=False)
+
+    @property
+    def asks_for_session(self) -> bool:
+        """Whether it asks for a WebSocket or a WebTransport session."""
+        return self.is_websocket or self.is_webtransport
 
     @property
     def path(self) -> str:
@@ -122,8 +129,8 @@ class Request:
             ValueError: a header is not valid, or the client did not offer the subprotocol.
         """
         self._check_undecided()
-        if not self.is_websocket:
-            raise RuntimeError("only a request for a WebSocket can be accepted; use respond() here")
+        if not self.asks_for_session:
+            raise RuntimeError("only a request for a session can be accepted; use respond() here")
         if subprotocol is not None and subprotocol not in self.subprotocols:
             raise ValueError(f"the client does not offer subprotocol {subprotocol!r}")
         extra = Headers(headers)
@@ -155,6 +162,11 @@ class Request:
     def _check_undecided(self) -> None:
         if self._decision is not None:
             raise RuntimeError("this request has been accepted or rejected already")
+
+    @property
+    def decided(self) -> bool:
+        """Whether it is known what becomes of it."""
+        return self._decision is not None
 
     def decide(self, default: Callable[[Request], Accept | Reject]) -> Accept | Reject:
         """What was decided, or what ``default`` decides."""

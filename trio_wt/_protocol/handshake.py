@@ -26,11 +26,15 @@ __all__ = [
     "BadResponse",
     "Origins",
     "accept_key",
+    "agreed_headers",
+    "check_agreed",
+    "check_extended_request",
     "check_extra_headers",
     "check_request",
     "check_response",
     "check_subprotocols",
     "choose_subprotocol",
+    "extended_request_headers",
     "is_upgrade",
     "new_key",
     "origin_allowed",
@@ -141,17 +145,29 @@ def check_request(method: str, http_version: str, headers: Headers) -> str:
         raise BadRequest(400, "a WebSocket handshake needs HTTP/1.1")
     if "transfer-encoding" in headers or headers.get("content-length", "0") != "0":
         raise BadRequest(400, "a WebSocket handshake has no body")
-    versions = headers.get_all("sec-websocket-version")
-    if versions != [_VERSION]:  # section 4.4
-        raise BadRequest(
-            426,
-            "only WebSocket version 13 is supported",
-            [("Sec-WebSocket-Version", _VERSION), ("Upgrade", "websocket")],
-        )
+    _check_version(headers, [("Upgrade", "websocket")])
     keys = headers.get_all("sec-websocket-key")
     if len(keys) != 1 or not _is_key(keys[0]):
         raise BadRequest(400, "Sec-WebSocket-Key must be given once, and be 16 bytes in base64")
     return keys[0]
+
+
+def check_extended_request(headers: Headers) -> None:
+    """Check a request that came as an extended CONNECT (RFC 8441 section 5, RFC 9220 section 3).
+
+    Raises:
+        BadRequest: with the status to answer.
+    """
+    _check_version(headers, [])
+
+
+def _check_version(headers: Headers, extra: Sequence[tuple[str, str]]) -> None:
+    if headers.get_all("sec-websocket-version") != [_VERSION]:  # section 4.4
+        raise BadRequest(
+            426,
+            "only WebSocket version 13 is supported",
+            [("Sec-WebSocket-Version", _VERSION), *extra],
+        )
 
 
 def _is_key(key: str) -> bool:
@@ -219,12 +235,32 @@ def response_headers(
         BadRequest: the client's list of extensions is malformed.
         ValueError: the extra headers or the subprotocol are not allowed.
     """
-    check_extra_headers(extra)
-    fields = [
+    upgrade = [
         ("Upgrade", "websocket"),
         ("Connection", "Upgrade"),
         ("Sec-WebSocket-Accept", accept_key(key)),
     ]
+    agreed, codecs = agreed_headers(
+        request, subprotocol=subprotocol, extensions=extensions, extra=extra
+    )
+    return Headers(upgrade) + agreed, codecs
+
+
+def agreed_headers(
+    request: Headers,
+    *,
+    subprotocol: str | None,
+    extensions: Sequence[Extension],
+    extra: Headers,
+) -> tuple[Headers, list[ExtensionCodec]]:
+    """What of them is the same over every version of HTTP (RFC 8441 section 5).
+
+    Raises:
+        BadRequest: the client's list of extensions is malformed.
+        ValueError: the extra headers or the subprotocol are not allowed.
+    """
+    check_extra_headers(extra)
+    fields = []
     if subprotocol is not None:
         check_subprotocols([subprotocol])
         fields.append(("Sec-WebSocket-Protocol", subprotocol))
@@ -254,15 +290,28 @@ def request_headers(
     Raises:
         ValueError: the extra headers or the subprotocols are not allowed.
     """
-    check_extra_headers(extra)
-    check_subprotocols(subprotocols)
     fields = [] if "host" in extra else [("Host", host)]
     fields += [
         ("Upgrade", "websocket"),
         ("Connection", "Upgrade"),
         ("Sec-WebSocket-Key", key),
-        ("Sec-WebSocket-Version", _VERSION),
     ]
+    return Headers(fields) + extended_request_headers(
+        subprotocols=subprotocols, extensions=extensions, extra=extra
+    )
+
+
+def extended_request_headers(
+    *, subprotocols: Sequence[str], extensions: Sequence[Extension], extra: Headers
+) -> Headers:
+    """What of them is the same over every version of HTTP (RFC 8441 section 5).
+
+    Raises:
+        ValueError: the extra headers or the subprotocols are not allowed.
+    """
+    check_extra_headers(extra)
+    check_subprotocols(subprotocols)
+    fields = [("Sec-WebSocket-Version", _VERSION)]
     if subprotocols:
         fields.append(("Sec-WebSocket-Protocol", ", ".join(subprotocols)))
     offers = [
@@ -290,6 +339,20 @@ def check_response(
         raise BadResponse("the server's 101 response does not upgrade to WebSocket")
     if headers.get_all("sec-websocket-accept") != [accept_key(key)]:
         raise BadResponse("the server's Sec-WebSocket-Accept does not belong to our key")
+    return check_agreed(headers, subprotocols=subprotocols, extensions=extensions)
+
+
+def check_agreed(
+    headers: Headers, *, subprotocols: Sequence[str], extensions: Sequence[Extension]
+) -> tuple[str | None, list[ExtensionCodec]]:
+    """Check what of a response is the same over every version of HTTP (RFC 8441 section 5).
+
+    Returns:
+        the subprotocol and the extensions the server chose.
+
+    Raises:
+        BadResponse: the message says what is wrong.
+    """
     chosen = headers.get_all("sec-websocket-protocol")
     if len(chosen) > 1 or (chosen and chosen[0] not in subprotocols):
         raise BadResponse(

@@ -3,17 +3,36 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, ClassVar, Final, Protocol
 
+import trio
+
+from .._errors import ConnectionClosed, ConnectionClosedError, ConnectionClosedOK, TransportClosed
 from .settings import QuicSettings
 
 if TYPE_CHECKING:
     from .send_stream import SendStream
 
-__all__ = ["MAX_CODE", "Carrier"]
+__all__ = ["MAX_CODE", "Carrier", "Sink"]
 
 #: The largest error code (RFC 9000 section 20.2).
 MAX_CODE: Final = 2**62 - 1
+
+
+class Sink(Protocol):
+    """What takes in what happens to a stream."""
+
+    def arrived(self, data: bytes, *, fin: bool) -> None:
+        """Bytes have come, and perhaps the end."""
+
+    def was_reset(self, code: int) -> None:
+        """The peer has reset the stream."""
+
+    def was_stopped(self, code: int) -> None:
+        """The peer does not want more."""
+
+    def lost(self, end: ConnectionClosed) -> None:
+        """The connection has ended."""
 
 
 class Carrier(ABC):
@@ -21,12 +40,17 @@ class Carrier(ABC):
 
     Attributes:
         blocked: streams with a task that waits for room to send.
+        end: how it ended, as an error; None while it has not.
+        noun: what it is, for messages.
         settings: limits, times and codes.
     """
 
     __slots__ = ()
 
+    noun: ClassVar[str] = "connection"
+
     blocked: set[SendStream]
+    end: ConnectionClosed | None
     settings: QuicSettings
 
     # ---- sending
@@ -60,6 +84,10 @@ class Carrier(ABC):
     # ---- receiving
 
     @abstractmethod
+    def received(self, stream_id: int, count: int, *, fin: bool) -> None:
+        """So many bytes of a stream have come, and perhaps its end."""
+
+    @abstractmethod
     def consume(self, stream_id: int, count: int) -> None:
         """The application has taken so many bytes: the peer may send as many more."""
 
@@ -79,6 +107,21 @@ class Carrier(ABC):
     def release(self, stream_id: int) -> None:
         """The application is done with a stream, both ways."""
 
+    # ---- streams
+
+    @abstractmethod
+    async def open(self, *, unidirectional: bool) -> int:
+        """Open a stream when the peer lets us, first come, first served; its number. A checkpoint.
+
+        Raises:
+            ConnectionClosed: there was an end.
+            trio.ClosedResourceError: it was closed on this side.
+        """
+
+    @abstractmethod
+    def adopt(self, stream_id: int, stream: Sink) -> None:
+        """From now on a stream's events go there."""
+
     # ---- codes and ends
 
     def check_code(self, code: int) -> None:
@@ -90,13 +133,19 @@ class Carrier(ABC):
         """What a peer's application meant by a code of the wire; 0 if it was none of an application's."""
         return wire_code
 
-    @abstractmethod
-    def closed_error(self, *, iterating: bool = False) -> Exception:
-        """The end as an exception of its own for each who meets it; ``iterating`` says that a clean one was to be expected."""
-
-    @abstractmethod
     def check_open(self, *, iterating: bool = False) -> None:
         """Raise `closed_error`, if there was an end."""
+        if self.end is not None:
+            raise self.closed_error(iterating=iterating) from self.end.__cause__
+
+    def closed_error(self, *, iterating: bool = False) -> Exception:
+        """The end as an exception of its own for each who meets it; ``iterating`` says that a clean one was to be expected."""
+        end = self.end
+        if end is None or not (end.remote or isinstance(end, TransportClosed)):
+            return trio.ClosedResourceError(f"the {self.noun} was closed on this side")
+        if isinstance(end, ConnectionClosedOK) and not iterating:
+            return ConnectionClosedError(end.code, end.reason, remote=end.remote)
+        return type(end)(end.code, end.reason, remote=end.remote)
 
     # ---- datagrams
 

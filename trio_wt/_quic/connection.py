@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 from contextlib import AbstractAsyncContextManager
-from types import TracebackType
-from typing import Generic, TypeVar
 
 import trio
 
@@ -17,45 +15,15 @@ from .datagrams import Datagrams
 from .driver import Driver
 from .incoming import IncomingStreams
 from .migration import migrate
+from .opening import OpenStream
 from .receive_stream import ReceiveStream
 from .send_stream import SendStream
-from .statistics import QuicStatistics
+from .statistics import QuicStatistics, statistics_of
 from .streams import Stream
 from .upper import RawStreams
 from .verification import CertificateRejected
 
 __all__ = ["Connection"]
-
-StreamT = TypeVar("StreamT", Stream, SendStream)
-
-
-class _OpenStream(AbstractAsyncContextManager[StreamT], Generic[StreamT]):
-    """Opens a stream when its block is entered."""
-
-    __slots__ = ("_driver", "_kind", "_priority", "_stream")
-
-    def __init__(self, driver: Driver, kind: type[StreamT], priority: int) -> None:
-        self._driver = driver
-        self._kind: type[StreamT] = kind
-        self._priority = priority
-
-    async def __aenter__(self) -> StreamT:
-        driver = self._driver
-        stream_id = await driver.open(unidirectional=self._kind is SendStream)
-        stream: StreamT = self._kind(driver, stream_id)
-        self._stream: StreamT = stream
-        driver.adopt(stream_id, stream)
-        if self._priority:
-            stream.priority = self._priority
-        return await stream.__aenter__()
-
-    async def __aexit__(
-        self,
-        exc_type: type[BaseException] | None,
-        exc: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> bool:
-        return await self._stream.__aexit__(exc_type, exc, traceback)  # noqa: ASYNC102
 
 
 class Connection:
@@ -107,11 +75,11 @@ class Connection:
             ConnectionClosed: the connection has ended.
             trio.ClosedResourceError: it was closed on this side.
         """
-        return _OpenStream(self._driver, Stream, priority)
+        return OpenStream(self._driver, Stream, priority)
 
     def open_send_stream(self, *, priority: int = 0) -> AbstractAsyncContextManager[SendStream]:
         """Open a unidirectional stream; otherwise as `open_stream`."""
-        return _OpenStream(self._driver, SendStream, priority)
+        return OpenStream(self._driver, SendStream, priority)
 
     # ---- what it is
 
@@ -130,16 +98,12 @@ class Connection:
     @property
     def peer_address(self) -> Sockaddr | None:
         """Where packets go; it may change while the connection lasts (RFC 9000 section 9)."""
-        route = self._driver.engine.route
-        return None if route is None else route.remote
+        return self._driver.peer_address
 
     @property
     def local_address(self) -> Sockaddr | None:
         """The address of the socket that packets go through."""
-        driver = self._driver
-        route = driver.engine.route
-        socket = None if route is None else driver.endpoint.sockets.get(route.local)
-        return None if socket is None else socket.local_address
+        return self._driver.local_address
 
     @property
     def peer_certificate(self) -> bytes | None:
@@ -181,29 +145,11 @@ class Connection:
 
     def statistics(self) -> QuicStatistics:
         """Figures of the connection at this moment."""
-        driver = self._driver
-        engine = driver.engine
-        unread, unsent = driver.stream_figures
-        return QuicStatistics(
-            rtt=engine.rtt,
-            min_rtt=engine.min_rtt,
-            congestion_window=engine.congestion_window,
-            bytes_in_flight=engine.bytes_in_flight,
-            packet_size=engine.mtu.size,
-            packets_sent=engine.packets_sent,
-            packets_received=engine.packets_received,
-            packets_lost=engine.packets_lost,
-            bytes_sent=engine.bytes_sent,
-            bytes_received=engine.bytes_received,
-            open_streams=engine.open_streams,
+        return statistics_of(
+            self._driver,
             unaccepted_streams=len(self.incoming_streams) + len(self.incoming_receive_streams),
-            unread_bytes=unread,
-            unsent_bytes=unsent,
             datagrams_unread=self.datagrams.unread,
-            datagrams_unsent=engine.datagrams_queued,
-            datagrams_dropped_receiving=self.datagrams.dropped,
-            datagrams_dropped_sending=engine.datagrams_dropped,
-            last_heard=driver.last_heard,
+            datagrams_dropped=self.datagrams.dropped,
         )
 
     # ---- life

@@ -44,14 +44,14 @@ from .._protocol.quic import (
     StreamDataReceived,
     StreamReset,
 )
-from .._protocol.route import Route
+from .._protocol.route import Route, Sockaddr
 from .._util import Wakeup
-from .carrier import Carrier
+from .carrier import Carrier, Sink
 from .endings import error_code
 from .receive_stream import ReceiveStream
 from .send_stream import SendStream
 from .settings import QuicSettings
-from .upper import Sink, Upper
+from .upper import Upper
 
 if TYPE_CHECKING:
     from .endpoint import Endpoint
@@ -65,6 +65,10 @@ _TOO_LONG = "the handshake took too long"
 _CONNECTION_REFUSED = 0x02
 # What the last packet may take to go out when all the time was used up before.
 _LAST_PACKET = 1.0
+
+
+# For how many probe timeouts the last words of what stands on a connection may be repeated.
+_GENTLE_PTOS = 3
 
 
 class _Turn:
@@ -88,10 +92,10 @@ class Driver(Carrier):
         client: this side's role.
 
     Attributes:
+        is_client: this side's role.
         can_migrate: this is a client with an endpoint of its own.
         migrating: it is on its way to another socket.
         cancel_scope: covers the connection's block.
-        end: how the connection ended, as an error; None while it has not.
         handshake: what came of the handshake; None before it is complete.
         handshake_deadline: when it must be.
         last_heard: when a packet came last.
@@ -117,7 +121,7 @@ class Driver(Carrier):
         self.handshake_deadline: float = inf
         self.handshake: HandshakeCompleted | None = None
         self.last_heard: float = trio.current_time()
-        self._client = client
+        self.is_client: bool = client
         self._streams: dict[int, Sink] = {}
         # The next stream id of each kind that the peer will open: bidirectional and unidirectional.
         self._next_remote = [1, 3] if client else [0, 2]
@@ -126,6 +130,7 @@ class Driver(Carrier):
         self._ping_count = 0
         # Something may be there to send; `_idle` is where the writer waits, under `_scope`.
         self._dirty = False
+        self._is_ready = False
         self._idle = Wakeup()
         self._scope: trio.CancelScope | None = None
         self._pushed_at = -inf
@@ -155,6 +160,9 @@ class Driver(Carrier):
             if end is not None:
                 self._ended(end)
             else:
+                if not self._is_ready and engine.is_ready:
+                    self._is_ready = True
+                    self.upper.ready()
                 self._unblock_openers()
         if self._changed:
             self._changed.unpark_all()
@@ -203,7 +211,7 @@ class Driver(Carrier):
     def _stream(self, stream_id: int) -> Sink | None:
         """The stream, opened by the peer just now perhaps; None if the application is done with it."""
         stream = self._streams.get(stream_id)
-        if stream is None and (stream_id & 1) == self._client:
+        if stream is None and (stream_id & 1) == self.is_client:
             uni = stream_id >> 1 & 1
             # All lower-numbered streams of the kind open with it (RFC 9000 section 2.1).
             for opened in range(self._next_remote[uni], stream_id + 1, 4):
@@ -215,12 +223,6 @@ class Driver(Carrier):
     # ---- streams
 
     async def open(self, *, unidirectional: bool) -> int:
-        """Open a stream when the peer lets us, first come, first served; its id. A checkpoint.
-
-        Raises:
-            ConnectionClosed: the connection has ended.
-            trio.ClosedResourceError: it was closed on this side.
-        """
         await self._enter()
         queue = self._openers[unidirectional]
         if not queue and self.engine.openable(unidirectional=unidirectional) > 0:
@@ -240,7 +242,6 @@ class Driver(Carrier):
         return turn.stream_id
 
     def adopt(self, stream_id: int, stream: Sink) -> None:
-        """From now on a stream's events go there."""
         self._streams[stream_id] = stream
         if self.end is not None:
             stream.lost(self.end)
@@ -253,14 +254,21 @@ class Driver(Carrier):
                 turn.stream_id = self.engine.open(unidirectional=bool(unidirectional))
                 turn.wakeup.wake()
 
+    def forget(self, stream_id: int) -> None:
+        """A stream's events go nowhere any more."""
+        self._streams.pop(stream_id, None)
+
     def release(self, stream_id: int) -> None:
         self._streams.pop(stream_id, None)
-        if (stream_id & 1) == self._client:
+        if (stream_id & 1) == self.is_client:
             self.engine.release(stream_id)
             self.stir()
 
     def room(self, stream_id: int) -> int:
         return self.settings.send_buffer - self.engine.unsent(stream_id)
+
+    def received(self, stream_id: int, count: int, *, fin: bool) -> None:
+        """The engine counts by itself."""
 
     def send(
         self, stream_id: int, data: bytes | bytearray | memoryview, *, fin: bool = False
@@ -303,6 +311,14 @@ class Driver(Carrier):
     def wake(self) -> None:
         self._dirty = True
         self._idle.wake()
+
+    def wake_later(self) -> None:
+        """Something is to be sent, but what follows at once may go with it."""
+        self._dirty = True
+        scope = self._scope
+        due = trio.current_time() + _ACK_DELAY
+        if scope is not None and scope.deadline > due:
+            scope.deadline = due
 
     def stir(self) -> None:
         """Something may have to be sent, now or when the engine's timer is due."""
@@ -375,7 +391,7 @@ class Driver(Carrier):
         self._scope = None
         scope.deadline = inf
         route = engine.route
-        if self._client and route is not None:
+        if self.is_client and route is not None:
             # Nobody will be there to answer late packets: once more, should the first have been lost.
             self.endpoint.send([(data, route) for data in engine.close_datagrams])
         self._finish()
@@ -409,7 +425,7 @@ class Driver(Carrier):
     def _due(self, now: float) -> None:
         timer = self.engine.timer
         if self.handshake is None and now >= self.handshake_deadline:
-            if self._client:
+            if self.is_client:
                 self.engine.lose(_TOO_LONG)
             else:
                 self.engine.shut(_CONNECTION_REFUSED, _TOO_LONG, transport=True)
@@ -456,18 +472,6 @@ class Driver(Carrier):
             await trio.lowlevel.cancel_shielded_checkpoint()
             self.check_open()
 
-    def check_open(self, *, iterating: bool = False) -> None:
-        if self.end is not None:
-            raise self.closed_error(iterating=iterating) from self.end.__cause__
-
-    def closed_error(self, *, iterating: bool = False) -> Exception:
-        end = self.end
-        if end is None or not (end.remote or isinstance(end, TransportClosed)):
-            return trio.ClosedResourceError("the connection was closed on this side")
-        if isinstance(end, ConnectionClosedOK) and not iterating:
-            return ConnectionClosedError(end.code, end.reason, remote=end.remote)
-        return type(end)(end.code, end.reason, remote=end.remote)
-
     def shut(self, code: int, reason: str, *, transport: bool = False) -> None:
         """Decide the end now, if it has not been decided."""
         if self.end is None:
@@ -512,7 +516,10 @@ class Driver(Carrier):
         if deadline is None:
             deadline = trio.current_time() + self.settings.close_timeout
         try:
-            if exc is None:
+            if exc is None or self.upper.is_gentle:
+                if exc is not None:
+                    soon = _GENTLE_PTOS * self.engine.probe_timeout
+                    deadline = min(deadline, trio.current_time() + soon)
                 with trio.move_on_at(deadline):
                     await self.drain()
                 self.shut(self.upper.clean_code, "")
@@ -539,6 +546,19 @@ class Driver(Carrier):
             self.engine.finish()
 
     # ---- figures
+
+    @property
+    def peer_address(self) -> Sockaddr | None:
+        """Where packets go."""
+        route = self.engine.route
+        return None if route is None else route.remote
+
+    @property
+    def local_address(self) -> Sockaddr | None:
+        """The address of the socket that packets go through."""
+        route = self.engine.route
+        socket = None if route is None else self.endpoint.sockets.get(route.local)
+        return None if socket is None else socket.local_address
 
     @property
     def may_be_early(self) -> bool:

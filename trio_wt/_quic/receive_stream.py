@@ -272,6 +272,7 @@ class ReceiveStream(StreamBase, trio.abc.ReceiveStream):
 
     def arrived(self, data: bytes, *, fin: bool) -> None:
         """The carrier: bytes, or the end, have come."""
+        self._carrier.received(self._stream_id, len(data), fin=fin)
         if self._receive_end is not None:
             if data:
                 self._carrier.discard(self._stream_id, len(data))
@@ -307,6 +308,13 @@ class ReceiveStream(StreamBase, trio.abc.ReceiveStream):
             self._receive_end = end
         if self._receive_wakeup is not None:
             self._receive_wakeup.wake()
+
+    def orphan(self) -> None:
+        """The carrier is gone, and what it stands on is not: what was not received counts as taken from now on."""
+        uncredited = self._buffered - self._credited
+        self._credited = self._buffered
+        if uncredited:
+            self._carrier.discard(self._stream_id, uncredited)
 
     def _drop(self) -> None:
         self._chunks.clear()

@@ -178,6 +178,8 @@ class _Server:
     async def shut_down(self, patience: float) -> None:
         """Accept no more, and give handlers some time to end."""
         self._closing = True
+        for driver in self._serving:
+            driver.upper.shutting_down()
         with trio.move_on_after(patience):
             await self.wait_idle()
         for driver in list(self._serving):

@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
-__all__ = ["QuicStatistics"]
+if TYPE_CHECKING:
+    from .driver import Driver
+
+__all__ = ["QuicStatistics", "statistics_of"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,3 +57,32 @@ class QuicStatistics:
     datagrams_dropped_receiving: int
     datagrams_dropped_sending: int
     last_heard: float
+
+
+def statistics_of(
+    driver: Driver, *, unaccepted_streams: int, datagrams_unread: int, datagrams_dropped: int
+) -> QuicStatistics:
+    """The figures of a connection, with those that only what stands on it knows."""
+    engine = driver.engine
+    unread, unsent = driver.stream_figures
+    return QuicStatistics(
+        rtt=engine.rtt,
+        min_rtt=engine.min_rtt,
+        congestion_window=engine.congestion_window,
+        bytes_in_flight=engine.bytes_in_flight,
+        packet_size=engine.mtu.size,
+        packets_sent=engine.packets_sent,
+        packets_received=engine.packets_received,
+        packets_lost=engine.packets_lost,
+        bytes_sent=engine.bytes_sent,
+        bytes_received=engine.bytes_received,
+        open_streams=engine.open_streams,
+        unaccepted_streams=unaccepted_streams,
+        unread_bytes=unread,
+        unsent_bytes=unsent,
+        datagrams_unread=datagrams_unread,
+        datagrams_unsent=engine.datagrams_queued,
+        datagrams_dropped_receiving=datagrams_dropped,
+        datagrams_dropped_sending=engine.datagrams_dropped,
+        last_heard=driver.last_heard,
+    )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from typing import TYPE_CHECKING, ClassVar, Protocol
+from typing import TYPE_CHECKING, ClassVar
 
 from .._errors import ConnectionClosed
 from .datagrams import Datagrams
@@ -14,23 +14,7 @@ from .streams import Stream
 if TYPE_CHECKING:
     from .driver import Driver
 
-__all__ = ["RawStreams", "Sink", "Upper"]
-
-
-class Sink(Protocol):
-    """What takes in what happens to a stream."""
-
-    def arrived(self, data: bytes, *, fin: bool) -> None:
-        """Bytes have come, and perhaps the end."""
-
-    def was_reset(self, code: int) -> None:
-        """The peer has reset the stream."""
-
-    def was_stopped(self, code: int) -> None:
-        """The peer does not want more."""
-
-    def lost(self, end: ConnectionClosed) -> None:
-        """The connection has ended."""
+__all__ = ["RawStreams", "Upper"]
 
 
 class Upper(ABC):
@@ -38,9 +22,20 @@ class Upper(ABC):
 
     Attributes:
         clean_code: the error code that closes a connection without any error.
+        is_gentle: whether a connection whose block has failed is still closed without an error, once its last words are
+            delivered: what has failed has said so itself.
     """
 
     clean_code: ClassVar[int] = 0
+    is_gentle: ClassVar[bool] = False
+
+    @abstractmethod
+    def ready(self) -> None:
+        """Streams may be opened from now on."""
+
+    @abstractmethod
+    def shutting_down(self) -> None:
+        """The server is to come to its end, and accepts no more connections."""
 
     @abstractmethod
     def opened(self, stream_id: int) -> None:
@@ -77,6 +72,12 @@ class RawStreams(Upper):
         self.incoming_streams: IncomingStreams[Stream] = IncomingStreams(driver)
         self.incoming_receive_streams: IncomingStreams[ReceiveStream] = IncomingStreams(driver)
         self._driver = driver
+
+    def ready(self) -> None:
+        """Nothing to be done about it."""
+
+    def shutting_down(self) -> None:
+        """Handlers are not told; they are given some time, and cancelled after that."""
 
     def opened(self, stream_id: int) -> None:
         driver = self._driver

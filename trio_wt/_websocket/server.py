@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 import logging
 import os
 import re
@@ -11,13 +10,14 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, field
 from os import PathLike
-from typing import Literal, TypeAlias, Unpack
+from typing import Literal, Unpack
 
 import trio
 
 from .._errors import HandshakeFailed
 from .._headers import Headers
 from .._http import h1
+from .._http.policy import OnRequest, check_origins, decide
 from .._http.request import Accept, Reject, Request
 from .._protocol import handshake
 from .._protocol.extensions import ExtensionCodec
@@ -34,9 +34,6 @@ from .websocket import WebSocket
 __all__ = ["OnRequest", "serve_websocket", "wrap_server_stream"]
 
 logger = logging.getLogger("trio_wt.server")
-
-#: Sees every request before it is answered; may be async.
-OnRequest: TypeAlias = Callable[[Request], Awaitable[None] | None]
 
 # How long a refused peer may take to read why.
 _LINGER = 2.0
@@ -56,10 +53,7 @@ class Policy:
 
     def __post_init__(self) -> None:
         handshake.check_subprotocols(self.subprotocols)
-        if isinstance(self.origins, str) and self.origins not in ("same-host", "any"):
-            raise ValueError(
-                f'origins is "same-host", "any" or a sequence of origins, not {self.origins!r}'
-            )
+        check_origins(self.origins)
         if not self.handshake_timeout > 0:
             raise ValueError(
                 f"handshake_timeout must be greater than 0, and is {self.handshake_timeout}"
@@ -168,19 +162,12 @@ def _authority(target: str) -> str:
 async def _decide(request: Request, problem: BadRequest | None, policy: Policy) -> Accept | Reject:
     if problem is not None:
         raise problem
-    if request.is_websocket and not handshake.origin_allowed(
-        request.origin, request.host, policy.origins
-    ):
-        raise BadRequest(403, "this Origin is not allowed")
-    if policy.on_request is not None:
-        try:
-            result = policy.on_request(request)
-            if inspect.isawaitable(result):
-                await result
-        except Exception:
-            logger.exception("on_request failed for %s", safe_text(request.target))
-            raise BadRequest(500, "internal server error") from None
-    return request.decide(lambda request: _default_decision(request, policy))
+    return await decide(
+        request,
+        on_request=policy.on_request,
+        origins=policy.origins,
+        default=lambda request: _default_decision(request, policy),
+    )
 
 
 def _default_decision(request: Request, policy: Policy) -> Accept | Reject:

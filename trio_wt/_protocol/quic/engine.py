@@ -26,7 +26,7 @@ from ..route import Route
 from .config import End, EndKind, EngineConfig
 from .congestion import hold_unused_window
 from .established import Established
-from .keys import UpdatedKeys
+from .keys import UpdatedKeys, export_keying_material
 from .pacer import BurstPacer
 
 __all__ = ["Datagram", "Engine", "PathChanged"]
@@ -119,6 +119,7 @@ class Engine(Established):
         self._closed_by_peer = False
         self._close_datagrams: list[bytes] = []
         self._keys_updated_at = 0
+        self._exporter_secret = b""
 
     def _count_losses(self) -> None:
         on_packets_lost = self._loss._on_packets_lost
@@ -345,6 +346,14 @@ class Engine(Established):
         return self._handshake_complete and self._close_event is None
 
     @property
+    def is_ready(self) -> bool:
+        """Whether streams may be opened: on servers that is before the handshake is complete, if they ask for no certificate."""
+        if self._is_client or self.config.request_certificate:
+            return self.handshake_complete
+        crypto = self._cryptos.get(Epoch.ONE_RTT)
+        return crypto is not None and crypto.send.is_valid()
+
+    @property
     def connection_ids(self) -> list[bytes]:
         """The ids under which the peer may reach this side."""
         return [connection_id.cid for connection_id in self._host_cids]
@@ -401,7 +410,21 @@ class Engine(Established):
             # never read.
             self.tls.early_data_accepted = False
             return
+        if epoch is Epoch.ONE_RTT and not self._exporter_secret:
+            # The transcript is that up to the server's Finished (RFC 8446 section 7.5).
+            assert self.tls.key_schedule is not None
+            self._exporter_secret = self.tls.key_schedule.derive_secret(b"exp master")
         super()._update_traffic_key(direction, epoch, cipher_suite, secret)
+
+    def export_keying_material(self, label: bytes, context: bytes, length: int) -> bytes:
+        """A secret that both sides have, once the handshake is complete (RFC 8446 section 7.5).
+
+        Raises:
+            ValueError: the length is out of range.
+        """
+        return export_keying_material(
+            self.tls.key_schedule, self._exporter_secret, label, context, length
+        )
 
     def _serialize_transport_parameters(self) -> bytes:
         parameter = encode_uint_var(_TP_RESET_STREAM_AT) + encode_uint_var(0)

@@ -1,10 +1,12 @@
-"""Packet protection keys over a key update."""
+"""Packet protection keys over a key update, and secrets for others."""
 
 from __future__ import annotations
 
+from aioquic import tls
 from aioquic.quic.crypto import CryptoContext, CryptoError, CryptoPair  # type: ignore[attr-defined]
+from cryptography.hazmat.primitives import hashes
 
-__all__ = ["UpdatedKeys"]
+__all__ = ["UpdatedKeys", "export_keying_material"]
 
 
 class UpdatedKeys(CryptoPair):
@@ -47,3 +49,34 @@ class UpdatedKeys(CryptoPair):
             setattr(previous, name, getattr(recv, name))
         super()._update_key(trigger)
         self._previous = previous
+
+
+# Of HKDF-Expand, in hashes (RFC 5869 section 2.3).
+_MAX_EXPANSION = 255
+
+
+def export_keying_material(
+    schedule: tls.KeySchedule | tls.KeyScheduleProxy | None,
+    secret: bytes,
+    label: bytes,
+    context: bytes,
+    length: int,
+) -> bytes:
+    """A secret for another protocol, from the exporter's secret (RFC 8446 section 7.5).
+
+    Raises:
+        ValueError: the length is out of range, or there is no secret yet.
+    """
+    if not isinstance(schedule, tls.KeySchedule) or not secret:
+        raise ValueError("there is no secret before the handshake is complete")
+    algorithm = schedule.algorithm
+    if not 0 < length <= _MAX_EXPANSION * algorithm.digest_size:
+        raise ValueError(
+            f"the length is from 1 to {_MAX_EXPANSION * algorithm.digest_size}, not {length}"
+        )
+    derived = tls.hkdf_expand_label(
+        algorithm, secret, label, schedule.hash_empty_value, algorithm.digest_size
+    )
+    digest = hashes.Hash(algorithm)
+    digest.update(context)
+    return tls.hkdf_expand_label(algorithm, derived, b"exporter", digest.finalize(), length)

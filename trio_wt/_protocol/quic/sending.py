@@ -98,6 +98,11 @@ class Sending(Receiving):
             for stream in self._streams.every()
         )
 
+    def is_undelivered(self, stream_id: int) -> bool:
+        """Whether something of a stream was not acknowledged yet, its end among it."""
+        stream = self._streams.get(stream_id)
+        return stream is not None and not stream.sender.is_finished
+
     def prioritise(self, stream_id: int, priority: int) -> None:
         """Serve a stream before those of a lower priority; 0 is the usual one."""
         if priority and stream_id in self._streams:

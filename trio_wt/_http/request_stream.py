@@ -1,0 +1,222 @@
+"""A request's stream: HTTP/3's frames around a stream of both directions."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+import trio
+
+from .._errors import ConnectionClosed
+from .._headers import Headers
+from .._protocol.http3 import (
+    Content,
+    ContentEnded,
+    Http3Event,
+    MessageFailed,
+    RequestReceived,
+    ResponseReceived,
+)
+from .._protocol.http3_codes import Http3Code
+from .._protocol.http3_fields import Fields, RequestHead, ResponseHead
+from .._quic.streams import Stream
+
+if TYPE_CHECKING:
+    from .h3 import Http3
+
+__all__ = ["BadMessage", "RequestStream", "fields_of"]
+
+
+def fields_of(headers: Headers) -> Fields:
+    """Header fields as HTTP/3 sends them: names in lower case, none of HTTP/1.1's connections."""
+    return [
+        (name.lower().encode("ascii"), value.encode("latin-1"))
+        for name, value in headers.fields
+        if name.lower() not in _CONNECTION_SPECIFIC
+    ]
+
+
+_CONNECTION_SPECIFIC = {"connection", "keep-alive", "proxy-connection", "transfer-encoding"}
+
+
+class RequestStream(Stream):
+    """A request or its response comes in, and the other goes out.
+
+    What is received from it is the content; what is sent must be framed by `send_head` and `send_content`.
+
+    Args:
+        http3: the connection.
+        stream_id: its number.
+
+    Attributes:
+        http3: see there.
+        head: the head of what comes in; None before it has come.
+        failure: why what comes in cannot be used; None if it can.
+        on_head: is called as soon as a response's head comes.
+    """
+
+    __slots__ = ("_changed", "_consumer", "_on_broken", "failure", "head", "http3", "on_head")
+
+    def __init__(self, http3: Http3, stream_id: int) -> None:
+        super().__init__(http3.driver, stream_id)
+        self.http3: Http3 = http3
+        self.head: RequestHead | ResponseHead | None = None
+        self.failure: MessageFailed | None = None
+        self._changed = trio.lowlevel.ParkingLot()
+        self._consumer: Callable[[bytes, bool], None] | None = None
+        self._on_broken: Callable[[], None] | None = None
+        self.on_head: Callable[[ResponseHead], None] | None = None
+
+    # ---- what arrives
+
+    def arrived(self, data: bytes, *, fin: bool) -> None:
+        http3, driver = self.http3, self.http3.driver
+        content = 0
+        with http3.guard():
+            for event in http3.protocol.receive(self._stream_id, data, fin=fin):
+                if type(event) is Content:
+                    content += len(event.data)
+                    self._content(event.data)
+                else:
+                    self._happened(event)
+        if len(data) > content:
+            # The frames around the content.
+            driver.consume(self._stream_id, len(data) - content)
+        if fin:
+            http3.protocol.forget(self._stream_id)
+            if self._consumer is None:
+                super().arrived(b"", fin=True)
+            else:
+                driver.settle(self._stream_id)
+                self._receive_end = b""
+                self._consumer(b"", True)
+                self._done()
+
+    def _content(self, data: bytes) -> None:
+        if self._consumer is None:
+            super().arrived(data, fin=False)
+        else:
+            self._carrier.consume(self._stream_id, len(data))
+            self._consumer(data, False)
+
+    def _happened(self, event: Http3Event) -> None:
+        if isinstance(event, RequestReceived):
+            self.head = event.head
+            self.http3.request_ready(self)
+        elif isinstance(event, ResponseReceived):
+            self.head = event.head
+            if self.on_head is not None:
+                self.on_head(event.head)
+        elif isinstance(event, MessageFailed):
+            self.failure = event
+            if self.head is None and not self.http3.driver.is_client:
+                self.http3.request_ready(self)
+        elif isinstance(event, ContentEnded):
+            return
+        self._changed.unpark_all()
+
+    def was_reset(self, code: int) -> None:
+        self.http3.protocol.forget(self._stream_id)
+        super().was_reset(code)
+        self._changed.unpark_all()
+        if self._on_broken is not None:
+            self._on_broken()
+        if self.head is None:
+            # A request that nobody has heard of.
+            self.http3.router.request_over(self._stream_id)
+            self.reset(Http3Code.REQUEST_CANCELLED)
+            self.take()
+
+    def was_stopped(self, code: int) -> None:
+        super().was_stopped(code)
+        if self._on_broken is not None:
+            self._on_broken()
+
+    def lost(self, end: ConnectionClosed) -> None:
+        super().lost(end)
+        self._changed.unpark_all()
+
+    def consume_with(
+        self, consumer: Callable[[bytes, bool], None], on_broken: Callable[[], None]
+    ) -> None:
+        """From now on content, and the end, go to a function as they come; what has come goes first.
+
+        Args:
+            consumer: gets content, and whether it was the last.
+            on_broken: is called when the peer resets the stream, or stops it.
+        """
+        self._on_broken = on_broken
+        data = self._take(self._buffered) if self._buffered else b""
+        self._consumer = consumer
+        ended = self._receive_end == b""
+        if data or ended:
+            consumer(data, ended)
+
+    async def wait_head(self) -> RequestHead | ResponseHead:
+        """The head of what comes in. A checkpoint.
+
+        Raises:
+            StreamReset: the peer has reset the stream.
+            ConnectionClosed: the connection has ended.
+        """
+        await trio.lowlevel.checkpoint()
+        while self.head is None and self.failure is None:
+            self._check_receive_end()
+            await self._changed.park()
+        if self.head is None:
+            assert self.failure is not None
+            raise BadMessage(self.failure)
+        return self.head
+
+    # ---- what is sent
+
+    def check_sendable(self) -> None:
+        """Raise the end of what can be sent, if there was one."""
+        if self._send_end is not None:
+            self._raise_send_end()
+
+    def send_head(self, fields: Fields, *, end: bool = False) -> None:
+        """Send a head now, and perhaps the end."""
+        driver = self.http3.driver
+        data = self.http3.protocol.encode_head(self._stream_id, fields)
+        if self._send_end is None:
+            driver.send(self._stream_id, data, fin=end)
+            driver.push()
+            if end:
+                self._close_sending()
+
+    async def send_content(
+        self, data: bytes | bytearray | memoryview, *, end: bool = False
+    ) -> None:
+        """Send content; otherwise as `SendStream.send_all`."""
+        head = self.http3.protocol.encode_content_head(len(data))
+        await self.send_all(b"".join((head, data)), eof=end)
+
+    def send_content_now(self, data: bytes, *, end: bool = False) -> None:
+        """Send a little content at once, whether or not there is room."""
+        driver = self.http3.driver
+        if self._send_end is None:
+            head = self.http3.protocol.encode_content_head(len(data)) if data else b""
+            driver.send(self._stream_id, head + data, fin=end)
+            driver.push()
+            if end:
+                self._close_sending()
+
+    def reject(self, code: Http3Code) -> None:
+        """Give up on both directions, before anybody has taken the request or after."""
+        self.http3.protocol.forget(self._stream_id)
+        self.reset(code)
+        self.stop(code)
+        self.take()
+
+
+class BadMessage(Exception):
+    """The message that came in cannot be used.
+
+    Attributes:
+        failure: why.
+    """
+
+    def __init__(self, failure: MessageFailed) -> None:
+        super().__init__(failure.reason)
+        self.failure: MessageFailed = failure

@@ -1,0 +1,298 @@
+"""Field sections: QPACK without a dynamic table (RFC 9204), and what makes a message well formed (RFC 9114 sections 4.2 and 4.3)."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Final
+
+import pylsqpack
+
+from .http3_codes import Http3Code, Http3Error
+
+__all__ = [
+    "Fields",
+    "MalformedMessage",
+    "Qpack",
+    "RequestHead",
+    "ResponseHead",
+    "TooManyFields",
+    "content_length",
+    "parse_request",
+    "parse_response",
+    "parse_trailers",
+]
+
+Fields = list[tuple[bytes, bytes]]
+
+# What a line costs beside its name and value (RFC 9114 section 4.2.2).
+_LINE_COST: Final = 32
+_NAME: Final = re.compile(rb"[!#$%&'*+.^_`|~0-9a-z-]+")
+_VALUE: Final = re.compile(rb"(?:[!-~\x80-\xff](?:[\t -~\x80-\xff]*[!-~\x80-\xff])?)?")
+_TARGET: Final = re.compile(rb"[!-~]+")
+_CONNECTION_SPECIFIC: Final = {
+    b"connection",
+    b"keep-alive",
+    b"proxy-connection",
+    b"transfer-encoding",
+    b"upgrade",
+}
+
+
+class MalformedMessage(Exception):
+    """A message that must not be processed (RFC 9114 section 4.1.2); it costs its stream only."""
+
+
+class TooManyFields(Exception):
+    """A field section that is larger than we want to read."""
+
+
+class Qpack:
+    """Encodes and decodes field sections, with no dynamic table on either side.
+
+    Args:
+        max_size: the most that a section may have, in bytes as RFC 9114 section 4.2.2 counts them.
+        max_fields: how many lines it may have.
+    """
+
+    def __init__(self, max_size: int, max_fields: int) -> None:
+        self._max_size = max_size
+        self._max_fields = max_fields
+        self._encoder = pylsqpack.Encoder()
+        self._decoder = pylsqpack.Decoder(0, 0)
+
+    def encode(self, stream_id: int, fields: Fields) -> bytes:
+        """A field section."""
+        _, section = self._encoder.encode(stream_id, fields)
+        return section
+
+    def decode(self, stream_id: int, section: bytes) -> Fields:
+        """The lines of a field section.
+
+        Raises:
+            TooManyFields: there are too many, or they are too large.
+            Http3Error: it is not valid.
+        """
+        if _count_lines(section, self._max_fields) > self._max_fields:
+            raise TooManyFields(f"more than {self._max_fields} fields")
+        try:
+            _, fields = self._decoder.feed_header(stream_id, section)
+        except (pylsqpack.DecompressionFailed, pylsqpack.StreamBlocked) as exc:
+            raise Http3Error(
+                Http3Code.QPACK_DECOMPRESSION_FAILED, "a field section that cannot be read"
+            ) from exc
+        if sum(len(name) + len(value) + _LINE_COST for name, value in fields) > self._max_size:
+            raise TooManyFields(f"fields of more than {self._max_size} bytes")
+        return fields
+
+    def receive_encoder(self, data: bytes) -> None:
+        """Bytes of the peer's encoder stream, which has nothing to say.
+
+        Raises:
+            Http3Error: it says something.
+        """
+        try:
+            self._decoder.feed_encoder(data)
+        except pylsqpack.EncoderStreamError as exc:
+            raise Http3Error(
+                Http3Code.QPACK_ENCODER_STREAM_ERROR, "a dynamic table that was not offered"
+            ) from exc
+
+    def receive_decoder(self, data: bytes) -> None:
+        """Bytes of the peer's decoder stream, likewise.
+
+        Raises:
+            Http3Error: it says something.
+        """
+        try:
+            self._encoder.feed_decoder(data)
+        except pylsqpack.DecoderStreamError as exc:
+            raise Http3Error(
+                Http3Code.QPACK_DECODER_STREAM_ERROR, "an acknowledgement of nothing"
+            ) from exc
+
+
+def _count_lines(section: bytes, most: int) -> int:
+    """How many lines a section has, as far as ``most`` and one more; a guess where it is not valid.
+
+    A byte is enough for a line, so a small section would make a thousandfold of objects.
+    """
+    at = _skip_integer(section, _skip_integer(section, 0, 8), 7)
+    count = 0
+    while at < len(section) and count <= most:
+        first = section[at]
+        count += 1
+        if first & 0x80:  # indexed
+            at = _skip_integer(section, at, 6)
+        elif first & 0x40:  # literal with a name of the table
+            at = _skip_string(section, _skip_integer(section, at, 4), 7)
+        elif first & 0x20:  # literal
+            at = _skip_string(section, _skip_string(section, at, 3), 7)
+        elif first & 0x10:  # indexed behind the base
+            at = _skip_integer(section, at, 4)
+        else:  # literal with a name behind the base
+            at = _skip_string(section, _skip_integer(section, at, 3), 7)
+    return count
+
+
+def _integer(section: bytes, at: int, bits: int) -> tuple[int, int]:
+    """An integer with a prefix (RFC 7541 section 5.1), and the offset behind it."""
+    if at >= len(section):
+        return 0, at
+    mask = (1 << bits) - 1
+    value = section[at] & mask
+    at += 1
+    if value < mask:
+        return value, at
+    shift = 0
+    while at < len(section) and shift < 64:
+        value += (section[at] & 0x7F) << shift
+        shift += 7
+        at += 1
+        if not section[at - 1] & 0x80:
+            break
+    return value, at
+
+
+def _skip_integer(section: bytes, at: int, bits: int) -> int:
+    return _integer(section, at, bits)[1]
+
+
+def _skip_string(section: bytes, at: int, bits: int) -> int:
+    length, at = _integer(section, at, bits)
+    return at + length
+
+
+@dataclass(frozen=True, slots=True)
+class RequestHead:
+    """A request's control data and its other fields.
+
+    Attributes:
+        method, scheme, authority, path: as sent; the last three are "" where they may be absent.
+        protocol: what an extended CONNECT asks for (RFC 9220 section 3); None for any other request.
+        fields: the fields.
+    """
+
+    method: str
+    scheme: str
+    authority: str
+    path: str
+    protocol: str | None
+    fields: Fields
+
+
+@dataclass(frozen=True, slots=True)
+class ResponseHead:
+    """A response's status and its fields."""
+
+    status: int
+    fields: Fields
+
+
+def _split(fields: Fields, allowed: Iterable[bytes]) -> tuple[dict[bytes, bytes], Fields]:
+    """Pseudo-header fields and the others.
+
+    Raises:
+        MalformedMessage: a line that must not be there.
+    """
+    pseudo: dict[bytes, bytes] = {}
+    others: Fields = []
+    for name, value in fields:
+        if name.startswith(b":"):
+            if others or name in pseudo or name not in allowed:
+                raise MalformedMessage("a pseudo-header field that must not be there")
+            pseudo[name] = value
+        else:
+            if not _NAME.fullmatch(name):
+                raise MalformedMessage("a field name that is not valid")
+            if name in _CONNECTION_SPECIFIC or (name == b"te" and value != b"trailers"):
+                raise MalformedMessage("a field of HTTP/1.1's connections")
+            others.append((name, value))
+        if not _VALUE.fullmatch(value):
+            raise MalformedMessage("a field value that is not valid")
+    return pseudo, others
+
+
+_REQUEST_PSEUDO: Final = {b":method", b":scheme", b":authority", b":path", b":protocol"}
+
+
+def parse_request(fields: Fields) -> RequestHead:
+    """RFC 9114 section 4.3.1, RFC 9220 section 3.
+
+    Raises:
+        MalformedMessage: it is none.
+    """
+    pseudo, others = _split(fields, _REQUEST_PSEUDO)
+    method = pseudo.get(b":method", b"")
+    scheme = pseudo.get(b":scheme", b"")
+    path = pseudo.get(b":path", b"")
+    protocol = pseudo.get(b":protocol")
+    hosts = [value for name, value in others if name == b"host"]
+    authority = pseudo.get(b":authority")
+    if not _NAME.fullmatch(method.lower()):
+        raise MalformedMessage("a method that is not valid")
+    if protocol is not None and method != b"CONNECT":
+        raise MalformedMessage(":protocol with another method than CONNECT")
+    if method == b"CONNECT" and protocol is None:
+        if scheme or path or not authority:
+            raise MalformedMessage("CONNECT has an authority and nothing else")
+    elif not scheme or not (path.startswith(b"/") or (path == b"*" and method == b"OPTIONS")):
+        raise MalformedMessage(":scheme and :path must be there")
+    if path and not _TARGET.fullmatch(path):
+        raise MalformedMessage("a path that is not valid")
+    if len(hosts) > 1 or (hosts and authority is not None and hosts[0] != authority):
+        raise MalformedMessage("Host and :authority differ")
+    if authority is None:
+        authority = hosts[0] if hosts else b""
+    if not authority or not _TARGET.fullmatch(authority) or b"@" in authority:
+        raise MalformedMessage("an authority that is not valid")
+    if not _TARGET.fullmatch(scheme or b"-"):
+        raise MalformedMessage("a scheme that is not valid")
+    return RequestHead(
+        method.decode("latin-1"),
+        scheme.decode("latin-1"),
+        authority.decode("latin-1"),
+        path.decode("latin-1"),
+        None if protocol is None else protocol.decode("latin-1"),
+        others,
+    )
+
+
+def parse_response(fields: Fields) -> ResponseHead:
+    """RFC 9114 section 4.3.2.
+
+    Raises:
+        MalformedMessage: it is none.
+    """
+    pseudo, others = _split(fields, (b":status",))
+    status = pseudo.get(b":status", b"")
+    if len(status) != 3 or not status.isdigit() or not 100 <= int(status) <= 599:
+        raise MalformedMessage("a status that is not valid")
+    if status == b"101":
+        raise MalformedMessage("status 101, which HTTP/3 does not have")
+    return ResponseHead(int(status), others)
+
+
+def parse_trailers(fields: Fields) -> Fields:
+    """RFC 9114 section 4.3.
+
+    Raises:
+        MalformedMessage: they are none.
+    """
+    return _split(fields, ())[1]
+
+
+def content_length(fields: Sequence[tuple[bytes, bytes]]) -> int | None:
+    """How long a message's content says that it is; None if it does not.
+
+    Raises:
+        MalformedMessage: it says several things, or nothing that makes sense.
+    """
+    values = {value for name, value in fields if name == b"content-length"}
+    if not values:
+        return None
+    value = values.pop()
+    if values or not value.isdigit() or len(value) > 18:
+        raise MalformedMessage("a Content-Length that is not valid")
+    return int(value)

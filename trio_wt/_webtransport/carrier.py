@@ -1,0 +1,542 @@
+"""What a session's streams and datagrams stand on: a share of a connection, with limits and an end of its own.
+
+General theory of operation:
+
+The streams of a session are the connection's: their bytes come from its driver and go to its engine. In between stands the session's
+`SessionCarrier`, which counts what the session's flow control counts, translates error codes, puts the session's number before what it sends, and
+knows the session's end. What is said about all that goes over the session's own stream, its `RequestStream`: capsules in, capsules out,
+all synchronously.
+
+The end is decided once, by `_ended`: it wakes everybody who waits, resets what is left of the session's streams, and gives
+back to the connection what they held of it.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from typing import ClassVar
+
+import trio
+
+from .._errors import (
+    ConnectionClosed,
+    ConnectionClosedError,
+    ConnectionClosedOK,
+    ConnectionLost,
+)
+from .._http.priority import Priority
+from .._http.request_stream import RequestStream
+from .._protocol.http3_codes import (
+    MAX_APPLICATION_CODE,
+    Http3Code,
+    describe,
+    from_http3_code,
+    to_http3_code,
+)
+from .._protocol.session_credit import CreditViolation, SessionCredit
+from .._protocol.stream_heads import StreamHead, StreamType, session_stream_head
+from .._protocol.webtransport import (
+    CreditGrown,
+    DatagramReceived,
+    DrainRequested,
+    SessionEnded,
+    SessionEvent,
+    SessionProtocol,
+)
+from .._quic.carrier import Carrier, Sink
+from .._quic.datagrams import Datagrams
+from .._quic.driver import Driver
+from .._quic.incoming import IncomingStreams
+from .._quic.receive_stream import ReceiveStream
+from .._quic.send_stream import SendStream
+from .._quic.streams import Stream
+from .._util import Wakeup
+from .settings import WebTransportSettings
+
+__all__ = ["SessionCarrier", "refuse_stream"]
+
+AnyStream = SendStream | ReceiveStream
+
+# Ids of streams that are long delivered are dropped when there are so many.
+_SWEEP = 256
+
+
+class _Turn:
+    """A task's turn to open a stream; granted once the session's limit allows it."""
+
+    __slots__ = ("granted", "wakeup")
+
+    def __init__(self) -> None:
+        self.wakeup = Wakeup()
+        self.granted = False
+
+
+class SessionCarrier(Carrier):
+    """What `WebTransportSession` puts its public face on.
+
+    Args:
+        driver: the connection.
+        stream: the session's own stream, taken and still open.
+        credit: the session's flow control; None where it is off.
+        settings: limits, times and codes.
+
+    Attributes:
+        session_id: the number of the session's own stream.
+        datagrams, incoming_streams, incoming_receive_streams: as `WebTransportSession` has them.
+        cancel_scope: covers the session's block.
+        draining: the peer has asked for the session's end.
+        base_priority: what is added to the priority of the session's streams.
+        streams: the streams that the application is not done with.
+        driver: see there.
+    """
+
+    noun: ClassVar[str] = "session"
+
+    def __init__(
+        self,
+        driver: Driver,
+        stream: RequestStream,
+        credit: SessionCredit | None,
+        settings: WebTransportSettings,
+    ) -> None:
+        self.driver: Driver = driver
+        self.settings: WebTransportSettings = settings
+        self.blocked = driver.blocked
+        self.end: ConnectionClosed | None = None
+        self.session_id: int = stream.stream_id
+        self.cancel_scope: trio.CancelScope = trio.CancelScope()
+        self.draining: bool = False
+        self.base_priority: int = 0
+        self.streams: dict[int, AnyStream] = {}
+        self.datagrams: Datagrams = Datagrams(self)
+        self.incoming_streams: IncomingStreams[Stream] = IncomingStreams(self)
+        self.incoming_receive_streams: IncomingStreams[ReceiveStream] = IncomingStreams(self)
+        self._stream = stream
+        self._protocol = SessionProtocol(credit)
+        self._credit = credit
+        self._prefix = self._encode_datagram_head()
+        self._heads = tuple(
+            session_stream_head(self.session_id, unidirectional=unidirectional)
+            for unidirectional in (False, True)
+        )
+        # What of each stream has come that counts for the session, until its end has.
+        self._counted: dict[int, int] = {}
+        # Streams of this side's that may not be delivered yet.
+        self._sending: set[int] = set()
+        self._sweep_at = _SWEEP
+        self._openers: tuple[deque[_Turn], deque[_Turn]] = (deque(), deque())
+        self._changed = trio.lowlevel.ParkingLot()
+
+    def start(self) -> None:
+        """The session is open: hear what is said about it."""
+        self._stream.consume_with(self._said, self._broken)
+
+    def _encode_datagram_head(self) -> bytes:
+        return self._stream.http3.protocol.encode_datagram_head(self.session_id)
+
+    # ---- the session's own stream
+
+    def _said(self, data: bytes, fin: bool) -> None:
+        for event in self._protocol.receive(data, fin=fin):
+            self._handle(event)
+
+    def _broken(self) -> None:
+        for event in self._protocol.reset():
+            self._handle(event)
+
+    def lost(self, end: ConnectionClosed) -> None:
+        """The connection has ended."""
+        if self.end is None:
+            self._ended(_lost_with(end))
+
+    def _handle(self, event: SessionEvent) -> None:
+        if isinstance(event, SessionEnded):
+            self._ended_by_peer(event)
+        elif isinstance(event, DrainRequested):
+            self.asked_to_drain()
+        elif isinstance(event, CreditGrown):
+            self._grant_turns()
+            for stream in list(self.blocked):
+                stream.room_changed()
+        elif isinstance(event, DatagramReceived):
+            self.datagrams.arrived(event.data)
+
+    def _tell(self, capsule: bytes, *, end: bool = False) -> None:
+        if capsule or end:
+            self._stream.send_content_now(capsule, end=end)
+
+    # ---- sending
+
+    def room(self, stream_id: int) -> int:
+        room = self.driver.room(stream_id)
+        credit = self._credit
+        if credit is None:
+            return room
+        left = credit.room
+        if left <= 0 < room:
+            self._tell(credit.data_blocked())
+        return min(room, left)
+
+    def send(
+        self, stream_id: int, data: bytes | bytearray | memoryview, *, fin: bool = False
+    ) -> None:
+        if self._credit is not None:
+            self._credit.sent(len(data))
+        self.driver.engine.send(stream_id, data, fin=fin)
+
+    def push(self) -> None:
+        self.driver.push()
+
+    def wake(self) -> None:
+        self.driver.wake()
+
+    def reset(self, stream_id: int, code: int) -> None:
+        self._reset(stream_id, to_http3_code(code))
+
+    def _reset(self, stream_id: int, wire_code: int) -> None:
+        # The peer must learn which session the stream was of (draft-ietf-webtrans-http3-16 section 4.4).
+        ours = (stream_id & 1) != self.driver.is_client
+        size = len(self._heads[stream_id >> 1 & 1]) if ours else 0
+        self.driver.engine.reset(stream_id, wire_code, size)
+        self.driver.wake()
+
+    def prioritise(self, stream_id: int, priority: int) -> None:
+        self.driver.prioritise(stream_id, self.base_priority + priority)
+
+    # ---- receiving
+
+    def received(self, stream_id: int, count: int, *, fin: bool) -> None:
+        credit = self._credit
+        if credit is None or self.end is not None:
+            return
+        if fin:
+            self._counted.pop(stream_id, None)
+        else:
+            self._counted[stream_id] = self._counted.get(stream_id, 0) + count
+        self._count(count)
+
+    def _count(self, count: int) -> None:
+        assert self._credit is not None
+        try:
+            self._credit.received(count)
+        except CreditViolation:
+            self._violated()
+
+    def consume(self, stream_id: int, count: int) -> None:
+        self.driver.consume(stream_id, count)
+        self._consumed(count)
+
+    def discard(self, stream_id: int, count: int) -> None:
+        self.driver.discard(stream_id, count)
+        self._consumed(count)
+
+    def _consumed(self, count: int) -> None:
+        if self._credit is not None and self.end is None:
+            engine = self.driver.engine
+            self._tell(
+                self._credit.consumed(
+                    count, trio.current_time(), engine.rtt or engine.probe_timeout
+                )
+            )
+
+    def settle(self, stream_id: int) -> None:
+        counted = self._counted.pop(stream_id, None)
+        if counted is not None and self.end is None:
+            # It was reset: what never came, or came out of order, counts too.
+            theirs = (stream_id & 1) == self.driver.is_client
+            head = len(self._heads[stream_id >> 1 & 1]) if theirs else 0
+            rest = self.driver.engine.highest_received(stream_id) - head - counted
+            if rest > 0:
+                self._count(rest)
+                self._consumed(rest)
+        self.driver.settle(stream_id)
+
+    def stop(self, stream_id: int, code: int) -> None:
+        self.driver.stop(stream_id, to_http3_code(code))
+
+    def release(self, stream_id: int) -> None:
+        if self.streams.pop(stream_id, None) is None:
+            return
+        self.driver.release(stream_id)
+        if stream_id in self._counted and self.end is None:
+            # What still comes of it counts for the session, up to its end.
+            self.driver.adopt(stream_id, _Remainder(self, stream_id))
+        if self._credit is not None and (stream_id & 1) == self.driver.is_client:
+            self._tell(self._credit.released(stream_id >> 1 & 1))
+
+    def check_code(self, code: int) -> None:
+        if not 0 <= code <= MAX_APPLICATION_CODE:
+            raise ValueError(f"an error code is at least 0 and less than 2^32, not {code}")
+
+    def application_code(self, wire_code: int) -> int:
+        return from_http3_code(wire_code) or 0
+
+    @property
+    def send_credit(self) -> int | None:
+        """How many bytes the session's flow control still lets us send; None where it is off."""
+        return None if self._credit is None else self._credit.room
+
+    # ---- datagrams
+
+    @property
+    def max_datagram(self) -> int:
+        return max(0, self.driver.engine.max_datagram - len(self._prefix))
+
+    def queue_datagram(self, data: bytes) -> None:
+        self.driver.engine.queue_datagram(self._prefix + data)
+
+    # ---- streams
+
+    async def open(self, *, unidirectional: bool) -> int:
+        await trio.lowlevel.checkpoint_if_cancelled()
+        if self.end is not None:
+            await trio.lowlevel.cancel_shielded_checkpoint()
+            self.check_open()
+        credit = self._credit
+        if credit is not None:
+            await self._wait_turn(credit, int(unidirectional))
+        opened = False
+        try:
+            stream_id = await self.driver.open(unidirectional=unidirectional)
+            opened = True
+        finally:
+            if not opened and credit is not None:
+                credit.opened(int(unidirectional), -1)
+                self._grant_turns()
+        if self.end is not None:
+            self.driver.reset(stream_id, Http3Code.WT_SESSION_GONE)
+            self.check_open()
+            raise self.closed_error()
+        self.driver.engine.send(stream_id, self._heads[unidirectional])
+        # With the first bytes, if they come at once.
+        self.driver.wake_later()
+        return stream_id
+
+    async def _wait_turn(self, credit: SessionCredit, kind: int) -> None:
+        queue = self._openers[kind]
+        if not queue and credit.may_open(kind):
+            credit.opened(kind)
+            return
+        self._tell(credit.streams_blocked(kind))
+        turn = _Turn()
+        queue.append(turn)
+        try:
+            await turn.wakeup.park()
+        except BaseException:
+            if turn.granted:
+                credit.opened(kind, -1)
+                self._grant_turns()
+            else:
+                queue.remove(turn)
+            raise
+        if not turn.granted:
+            self.check_open()
+            raise self.closed_error()
+
+    def _grant_turns(self) -> None:
+        credit = self._credit
+        if credit is None:
+            return
+        for kind, queue in enumerate(self._openers):
+            while queue and credit.may_open(kind):
+                turn = queue.popleft()
+                turn.granted = True
+                credit.opened(kind)
+                turn.wakeup.wake()
+
+    def adopt(self, stream_id: int, stream: Sink) -> None:
+        # One that this side has opened.
+        assert isinstance(stream, SendStream)
+        self.streams[stream_id] = stream
+        self.driver.adopt(stream_id, stream)
+        self._follow(stream_id)
+        if self._credit is not None and isinstance(stream, ReceiveStream):
+            self._counted[stream_id] = 0
+        if self.base_priority:
+            self.prioritise(stream_id, 0)
+
+    def _follow(self, stream_id: int) -> None:
+        self._sending.add(stream_id)
+        if len(self._sending) >= self._sweep_at:
+            self._sending = set(filter(self.driver.engine.is_undelivered, self._sending))
+            self._sweep_at = _SWEEP + 2 * len(self._sending)
+
+    def stream_opened(self, stream_id: int, head: StreamHead, *, fin: bool) -> None:
+        """The peer has opened a stream of this session."""
+        if self._credit is not None:
+            try:
+                self._credit.peer_opened(stream_id >> 1 & 1)
+            except CreditViolation:
+                self._violated()
+        if self.end is not None:
+            refuse_stream(self.driver, stream_id, head, Http3Code.WT_SESSION_GONE, fin=fin)
+            return
+        if self._credit is not None:
+            self._counted[stream_id] = 0
+        if stream_id & 2:
+            receive_stream = ReceiveStream(self, stream_id)
+            self.streams[stream_id] = receive_stream
+            self.driver.adopt(stream_id, receive_stream)
+            self.incoming_receive_streams.arrived(receive_stream)
+        else:
+            stream = Stream(self, stream_id)
+            self.streams[stream_id] = stream
+            self.driver.adopt(stream_id, stream)
+            self._follow(stream_id)
+            if self.base_priority:
+                self.prioritise(stream_id, 0)
+            self.incoming_streams.arrived(stream)
+        taker = self.streams.get(stream_id)
+        if taker is not None:
+            if head.rest or fin:
+                taker.arrived(head.rest, fin=fin)
+        else:
+            # Refused at once: nobody takes streams any more.
+            self.driver.discard(stream_id, len(head.rest))
+            if fin:
+                self.driver.settle(stream_id)
+
+    # ---- the end
+
+    def shut(self, code: int, reason: str) -> None:
+        """Close the session now, if it has not ended."""
+        if self.end is None:
+            capsule = self._protocol.close(code, reason)
+            kind = ConnectionClosedError if code else ConnectionClosedOK
+            self._ended(kind(code, reason, remote=False))
+            if capsule is not None:
+                self._tell(capsule, end=True)
+
+    def asked_to_drain(self) -> None:
+        """The peer would like the session to come to its end."""
+        self.draining = True
+        self._changed.unpark_all()
+
+    def set_priority(self, priority: Priority) -> None:
+        """How urgent the session is to the client."""
+        self.base_priority = priority.base
+        for stream_id, stream in self.streams.items():
+            if isinstance(stream, SendStream):
+                self.prioritise(stream_id, stream.priority)
+
+    def drain_peer(self) -> None:
+        """Ask the peer to come to an end."""
+        self._tell(self._protocol.drain())
+
+    def _violated(self) -> None:
+        for event in self._protocol.violated():
+            self._handle(event)
+
+    def _ended_by_peer(self, event: SessionEnded) -> None:
+        if event.error is not None:
+            # Both directions: a browser takes a session with one of them for open.
+            self._stream.reject(event.error)
+            if self.end is None:
+                self._ended(ConnectionLost(0, _failure(event.error), remote=True))
+            return
+        if self.end is None:
+            kind = ConnectionClosedError if event.code else ConnectionClosedOK
+            self._ended(kind(event.code, event.reason, remote=True))
+        self._tell(b"", end=True)
+
+    def _ended(self, end: ConnectionClosed) -> None:
+        self.end = end
+        driver = self.driver
+        for stream_id, stream in list(self.streams.items()):
+            if driver.end is None:
+                driver.stop(stream_id, Http3Code.WT_SESSION_GONE)
+                driver.release(stream_id)
+            stream.lost(end)
+            if driver.end is None and isinstance(stream, ReceiveStream):
+                stream.orphan()
+        if driver.end is None:
+            for stream_id in self._sending:
+                self._reset(stream_id, Http3Code.WT_SESSION_GONE)
+        self.streams.clear()
+        self._sending.clear()
+        self._counted.clear()
+        for part in (self.datagrams, self.incoming_streams, self.incoming_receive_streams):
+            part.lost(end)
+        for queue in self._openers:
+            while queue:
+                queue.popleft().wakeup.wake()
+        self._changed.unpark_all()
+        if self.settings.cancel_on_close and end.remote:
+            self.cancel_scope.cancel()
+
+    async def wait_changed(self) -> None:
+        """Wait until something happens to the session. A checkpoint."""
+        await self._changed.park()
+
+    async def wait_delivered(self) -> None:
+        """Wait until all that was ended or reset is delivered, or the session has ended. A checkpoint."""
+        await trio.lowlevel.checkpoint()
+        undelivered = self.driver.engine.is_undelivered
+        while self.end is None:
+            self._sending = set(filter(undelivered, self._sending))
+            if self._sending <= self.streams.keys():
+                return
+            await self.driver.wait_changed()
+
+
+class _Remainder:
+    """What still comes of a stream that the application is done with."""
+
+    __slots__ = ("_carrier", "_stream_id")
+
+    def __init__(self, carrier: SessionCarrier, stream_id: int) -> None:
+        self._carrier = carrier
+        self._stream_id = stream_id
+
+    def arrived(self, data: bytes, *, fin: bool) -> None:
+        self._carrier.received(self._stream_id, len(data), fin=fin)
+        self._carrier.discard(self._stream_id, len(data))
+        if fin:
+            self._over()
+
+    def was_reset(self, code: int) -> None:
+        self._over()
+
+    def _over(self) -> None:
+        self._carrier.settle(self._stream_id)
+        self._carrier.driver.forget(self._stream_id)
+
+    def was_stopped(self, code: int) -> None:
+        """Nobody sends on it any more."""
+
+    def lost(self, end: ConnectionClosed) -> None:
+        """Nobody waits for it."""
+
+
+def refuse_stream(
+    driver: Driver, stream_id: int, head: StreamHead, code: Http3Code, *, fin: bool
+) -> None:
+    """The peer has opened a stream that belongs to no session of this side's."""
+    driver.release(stream_id)
+    if not fin:
+        driver.stop(stream_id, code)
+    if head.kind is StreamType.SESSION and not stream_id & 2:
+        driver.reset(stream_id, code)
+    if head.rest:
+        driver.discard(stream_id, len(head.rest))
+    if fin:
+        driver.settle(stream_id)
+
+
+def _failure(error: Http3Code) -> str:
+    if error is Http3Code.REQUEST_CANCELLED:
+        return "the peer has reset the session"
+    return f"the peer has broken the session's rules, {describe(error)}"
+
+
+def _lost_with(end: ConnectionClosed) -> ConnectionClosed:
+    """What the end of the connection is to a session on it."""
+    if isinstance(end, ConnectionLost):
+        return ConnectionLost(end.code, end.reason, remote=end.remote)
+    return ConnectionLost(0, f"its connection has ended: {_words(end)}", remote=end.remote)
+
+
+def _words(end: ConnectionClosed) -> str:
+    who = "the peer" if end.remote else "this side"
+    because = f": {end.reason}" if end.reason else ""
+    return f"{who} closed it with {describe(end.code)}{because}"

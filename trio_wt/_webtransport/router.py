@@ -1,0 +1,208 @@
+"""Which session a stream or a datagram belongs to, also where that session is not open yet, or not any more."""
+
+from __future__ import annotations
+
+from collections import deque
+from typing import Final
+
+import trio
+
+from .._errors import ConnectionClosed
+from .._http.h3 import Http3, SessionRouter
+from .._http.priority import Priority
+from .._protocol.http3_codes import Http3Code
+from .._protocol.stream_heads import StreamHead, StreamType
+from .._transport.services import Services
+from .carrier import SessionCarrier, refuse_stream
+from .settings import WebTransportSettings
+
+__all__ = ["Sessions"]
+
+_LARGEST_EARLY_DATAGRAM: Final = 65536
+
+
+class Sessions(SessionRouter):
+    """The sessions of a connection.
+
+    A stream or a datagram may overtake the request that opens its session, or the response. A few of them are kept for a while
+    (draft-ietf-webtrans-http3-16 section 4.6).
+
+    Args:
+        http3: the connection.
+        settings: limits and times.
+
+    Attributes:
+        http3: see there.
+        open: the sessions that are open.
+        services: where the task runs that gives up on what has waited too long; set before anything can arrive.
+    """
+
+    def __init__(self, http3: Http3, settings: WebTransportSettings) -> None:
+        self.open: dict[int, SessionCarrier] = {}
+        self.services: Services | None = None
+        self.http3: Http3 = http3
+        # Requests that may become sessions.
+        self._pending: set[int] = set()
+        self._settings = settings
+        self._early: dict[int, _EarlyStream] = {}
+        self._early_datagrams: deque[tuple[int, bytes, float]] = deque()
+        self._expiring = False
+
+    # ---- sessions
+
+    def opened(self, session: SessionCarrier) -> None:
+        """A session is open; what came before it is its own from now on."""
+        session_id = session.session_id
+        self._pending.discard(session_id)
+        self.open[session_id] = session
+        session.start()
+        for stream_id, early in list(self._early.items()):
+            if early.head.session_id == session_id:
+                del self._early[stream_id]
+                early.hand_over(session)
+        waiting, self._early_datagrams = self._early_datagrams, deque()
+        for entry in waiting:
+            if entry[0] == session_id:
+                session.datagrams.arrived(entry[1])
+            else:
+                self._early_datagrams.append(entry)
+
+    def request_opened(self, stream_id: int) -> None:
+        self._pending.add(stream_id)
+
+    def request_over(self, stream_id: int) -> None:
+        self.open.pop(stream_id, None)
+        self._pending.discard(stream_id)
+        for early_id, early in list(self._early.items()):
+            if early.head.session_id == stream_id:
+                del self._early[early_id]
+                early.refuse(Http3Code.WT_SESSION_GONE)
+
+    def lost(self, end: ConnectionClosed) -> None:
+        """The connection has ended."""
+        for session in list(self.open.values()):
+            session.lost(end)
+        self.open.clear()
+        self._early.clear()
+        self._early_datagrams.clear()
+
+    def shutting_down(self) -> None:
+        """Sessions are to come to their ends: by GOAWAY, or by us."""
+        for session in self.open.values():
+            if self.http3.driver.is_client:
+                session.asked_to_drain()
+            else:
+                session.drain_peer()
+
+    def priority_updated(self, stream_id: int, value: bytes) -> None:
+        """A client has thought again about a session's priority."""
+        session = self.open.get(stream_id)
+        if session is not None:
+            session.set_priority(Priority.parse(value))
+
+    # ---- what arrives
+
+    def _is_gone(self, session_id: int) -> bool:
+        """Whether the request was there and is no session, or is none any more."""
+        return self.http3.has_begun(session_id) and session_id not in self._pending
+
+    def stream_opened(self, stream_id: int, head: StreamHead, *, fin: bool) -> None:
+        session = self.open.get(head.session_id)
+        if session is not None:
+            session.stream_opened(stream_id, head, fin=fin)
+            return
+        driver = self.http3.driver
+        if self._is_gone(head.session_id):
+            refuse_stream(driver, stream_id, head, Http3Code.WT_SESSION_GONE, fin=fin)
+        elif len(self._early) >= self._settings.max_early_streams:
+            refuse_stream(driver, stream_id, head, Http3Code.WT_BUFFERED_STREAM_REJECTED, fin=fin)
+        else:
+            early = _EarlyStream(self, stream_id, head, trio.current_time())
+            self._early[stream_id] = early
+            driver.adopt(stream_id, early)
+            early.fin = fin
+            self._expire_later()
+
+    def datagram_arrived(self, stream_id: int, data: bytes) -> None:
+        session = self.open.get(stream_id)
+        if session is not None:
+            session.datagrams.arrived(data)
+        elif (
+            not self._is_gone(stream_id)
+            and len(self._early_datagrams) < self._settings.max_early_datagrams
+            and len(data) <= _LARGEST_EARLY_DATAGRAM
+        ):
+            self._early_datagrams.append((stream_id, data, trio.current_time()))
+            self._expire_later()
+
+    def forget_early(self, stream_id: int) -> None:
+        """A stream has been reset before its session was open."""
+        self._early.pop(stream_id, None)
+
+    # ---- waiting for too long
+
+    def _expire_later(self) -> None:
+        if not self._expiring and self.services is not None:
+            self._expiring = True
+            self.services.start_soon(self._expire, name="trio_wt early streams")
+
+    async def _expire(self, _: trio.CancelScope) -> None:
+        while self._early or self._early_datagrams:
+            since = min(
+                [early.since for early in self._early.values()]
+                + [entry[2] for entry in self._early_datagrams]
+            )
+            await trio.sleep_until(since + self._settings.early_timeout)
+            limit = trio.current_time() - self._settings.early_timeout
+            for stream_id, early in list(self._early.items()):
+                if early.since <= limit:
+                    del self._early[stream_id]
+                    early.refuse(Http3Code.WT_BUFFERED_STREAM_REJECTED)
+            while self._early_datagrams and self._early_datagrams[0][2] <= limit:
+                self._early_datagrams.popleft()
+        self._expiring = False
+
+
+class _EarlyStream:
+    """A stream that came before its session; what it carries is held, and its window keeps that small."""
+
+    __slots__ = ("_data", "_sessions", "_stream_id", "fin", "head", "since")
+
+    def __init__(self, sessions: Sessions, stream_id: int, head: StreamHead, since: float) -> None:
+        self._sessions = sessions
+        self._stream_id = stream_id
+        self.head = head
+        self.since = since
+        self.fin = False
+        self._data = bytearray(head.rest)
+
+    def _whole(self) -> StreamHead:
+        head = self.head
+        return StreamHead(head.kind, head.session_id, bytes(self._data), head.size)
+
+    def hand_over(self, session: SessionCarrier) -> None:
+        """Its session is open."""
+        session.stream_opened(self._stream_id, self._whole(), fin=self.fin)
+
+    def refuse(self, code: Http3Code) -> None:
+        """Its session will not open."""
+        driver = self._sessions.http3.driver
+        refuse_stream(driver, self._stream_id, self._whole(), code, fin=self.fin)
+
+    def arrived(self, data: bytes, *, fin: bool) -> None:
+        self._data += data
+        self.fin = fin
+
+    def was_reset(self, code: int) -> None:
+        driver = self._sessions.http3.driver
+        self._sessions.forget_early(self._stream_id)
+        if self.head.kind is StreamType.SESSION and not self._stream_id & 2:
+            driver.reset(self._stream_id, Http3Code.REQUEST_CANCELLED)
+        driver.release(self._stream_id)
+        driver.settle(self._stream_id)
+
+    def was_stopped(self, code: int) -> None:
+        """The engine has reset what would be sent; whoever gets the stream finds that out."""
+
+    def lost(self, end: ConnectionClosed) -> None:
+        """Nobody waits for it."""

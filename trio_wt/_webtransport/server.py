@@ -1,0 +1,441 @@
+"""The server's side: requests, what becomes of them, and handlers."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import dataclass
+from email.utils import formatdate
+from typing import Final, Literal, TypeAlias, Unpack
+
+import http_sf
+import trio
+
+from .._errors import ConnectionClosed, StreamReset
+from .._headers import Headers
+from .._http.h3 import Http3
+from .._http.h3_transport import Http3Transport
+from .._http.policy import OnRequest, check_origins, decide
+from .._http.priority import Priority
+from .._http.request import Accept, Reject, Request
+from .._http.request_stream import BadMessage, RequestStream, fields_of
+from .._protocol import handshake
+from .._protocol.dialects import TOKENS, dialect_of
+from .._protocol.handshake import BadRequest, Origins
+from .._protocol.http3_codes import Http3Code
+from .._protocol.http3_fields import Fields, RequestHead
+from .._quic.driver import Driver
+from .._quic.server import ServerTLSSource, serve_connections
+from .._transport.handlers import contain_errors
+from .._transport.services import Services
+from .._transport.udp import DatagramSocket
+from .._util import safe_text
+from .._websocket.connection import Connection as WebSocketConnection
+from .._websocket.settings import Settings as WebSocketSettings
+from .._websocket.websocket import WebSocket
+from .carrier import SessionCarrier
+from .connection import WebTransportConnection, check_session_protocols, credit_of
+from .router import Sessions
+from .session import SessionBlock, WebTransportSession
+from .settings import WebTransportSettings, WebTransportSettingsKwargs
+from .upper import ALPN, http3_settings, make_upper
+
+__all__ = ["serve_webtransport"]
+
+logger = logging.getLogger("trio_wt.server")
+
+SessionHandler: TypeAlias = Callable[[WebTransportSession], Awaitable[object]]
+WebSocketHandler: TypeAlias = Callable[[WebSocket], Awaitable[object]]
+
+# For how long a connection whose last session has ended is kept for a client that cannot open another beside it.
+_LINGER: Final = 2.0
+
+
+@dataclass(frozen=True, slots=True)
+class _Policy:
+    """How a server answers requests."""
+
+    handler: SessionHandler | None
+    websocket_handler: WebSocketHandler | None
+    on_request: OnRequest | None
+    subprotocols: Sequence[str]
+    origins: Origins
+    handshake_timeout: float
+    raise_errors: bool
+    settings: WebTransportSettings
+    websocket_settings: WebSocketSettings
+    ours: dict[int, int]
+
+    def __post_init__(self) -> None:
+        if self.handler is None and self.websocket_handler is None and self.on_request is None:
+            raise ValueError("give a handler, a websocket_handler, or on_request")
+        check_session_protocols(self.subprotocols)
+        check_origins(self.origins)
+
+
+async def serve_webtransport(
+    handler: SessionHandler | None,
+    port: int | None = None,
+    *,
+    tls: ServerTLSSource,
+    host: str | bytes | None = None,
+    sockets: Sequence[DatagramSocket] | None = None,
+    websocket_handler: WebSocketHandler | None = None,
+    websocket_settings: WebSocketSettings | None = None,
+    on_request: OnRequest | None = None,
+    subprotocols: Sequence[str] = (),
+    origins: Origins = "same-host",
+    retry: Literal["under-load", "always", "never"] = "under-load",
+    max_half_open: int = 64,
+    reset_key: bytes | None = None,
+    handshake_timeout: float = 10,
+    shutdown: trio.Event | None = None,
+    shutdown_timeout: float = 10,
+    handler_errors: Literal["log", "raise"] = "log",
+    handler_nursery: trio.Nursery | None = None,
+    task_status: trio.TaskStatus[list[DatagramSocket]] = trio.TASK_STATUS_IGNORED,
+    **settings: Unpack[WebTransportSettingsKwargs],
+) -> None:
+    """Listen, and run ``handler(session)`` for every WebTransport session, until cancelled or shut down.
+
+    Follows `trio.serve_tcp`. A handler that returns closes its session gracefully with code 0, one that raises at once with
+    the ``failed_code``. Other requests of HTTP/3 come to ``on_request`` too, so that one server can serve the page that uses it.
+
+    Args:
+        handler: runs in a task of its own per session; None to take no sessions.
+        port: the UDP port; 0 takes a free one, which the sockets given to ``task_status`` tell.
+        tls: the certificate to show, and what to ask of clients; a function is called for each connection.
+        host: the address to listen on; None for all, IPv6 and IPv4.
+        sockets: listen on these instead; they are closed in the end.
+        websocket_handler: runs for every WebSocket over HTTP/3 (RFC 9220); None to take none.
+        websocket_settings: the settings of these.
+        on_request: sees every request before it is answered, and may call its ``accept``, ``reject`` or ``respond``; may be
+            async. A request for a session that it leaves alone is accepted, any other gets status 404.
+        subprotocols: the subprotocols to support, best first.
+        origins: which Origins to let in: "same-host" as the request, "any", or a list; a request without one is let in.
+        retry, max_half_open, reset_key: as for `serve_quic`.
+        handshake_timeout: seconds that a client may take for the handshake, and for what must come before a session.
+        shutdown: once set, no connection and no request is accepted any more, sessions are told to drain, and the call returns when
+            the handlers have.
+        shutdown_timeout: seconds after which sessions are closed, and handlers cancelled, then.
+        handler_errors: "log" logs what a handler raises; "raise" lets it go on to the nursery.
+        handler_nursery: runs the handlers, instead of a nursery of this call's. Connections that are still there when this
+            call ends are lost.
+        task_status: gets the list of sockets.
+        settings: as in `WebTransportSettings`.
+
+    Raises:
+        ValueError: a setting is out of its range, or not exactly one of port and sockets was given.
+        OSError: the address cannot be listened on, or a file cannot be read.
+
+    Cancelled, it stops accepting, and all handlers are cancelled; each session is closed with the ``cancelled_code``.
+    """
+    wanted = WebTransportSettings(**settings)
+    ours = http3_settings(wanted)
+    policy = _Policy(
+        handler,
+        websocket_handler,
+        on_request,
+        subprotocols,
+        origins,
+        handshake_timeout,
+        handler_errors == "raise",
+        wanted,
+        websocket_settings or WebSocketSettings(),
+        ours,
+    )
+
+    async def serve(driver: Driver, services: Services) -> None:
+        connection = WebTransportConnection(driver, services, wanted, ours, None)
+        await _Server(policy, driver, connection).serve()
+
+    await serve_connections(
+        serve,
+        port,
+        alpn=ALPN,
+        tls=tls,
+        host=host,
+        sockets=sockets,
+        retry=retry,
+        max_half_open=max_half_open,
+        early_data=False,
+        reset_key=reset_key,
+        handshake_timeout=handshake_timeout,
+        shutdown=shutdown,
+        shutdown_timeout=shutdown_timeout,
+        handler_errors=handler_errors,
+        handler_nursery=handler_nursery,
+        task_status=task_status,
+        settings=wanted.for_connection(),
+        upper=make_upper(wanted, ours, client=False),
+    )
+
+
+class _Server:
+    """One connection's requests."""
+
+    def __init__(self, policy: _Policy, driver: Driver, connection: WebTransportConnection) -> None:
+        http3 = driver.upper
+        assert isinstance(http3, Http3)
+        sessions = http3.router
+        assert isinstance(sessions, Sessions)
+        self._policy = policy
+        self._driver = driver
+        self._connection = connection
+        self._http3 = http3
+        self._sessions = sessions
+        # Requests for sessions that were let in, and sessions.
+        self._admitted = 0
+        self._served = 0
+
+    async def serve(self) -> None:
+        """Take requests until there will be no more, and see to the end of their tasks."""
+        async with trio.open_nursery() as nursery:
+            with trio.CancelScope() as scope:
+                while True:
+                    try:
+                        stream = await self._http3.next_request()
+                    except trio.EndOfChannel:
+                        break
+                    self._served += 1
+                    nursery.start_soon(self._serve_request, stream, scope)
+
+    async def _serve_request(self, stream: RequestStream, accepting: trio.CancelScope) -> None:
+        stream.take()
+        try:
+            message = "a handler failed; its session was closed"
+            with contain_errors(message, propagate=self._policy.raise_errors):
+                await self._answer(stream)
+        finally:
+            self._sessions.request_over(stream.stream_id)
+            self._served -= 1
+        if not self._served and self._is_of_no_more_use():
+            with trio.move_on_after(_LINGER):
+                await self._driver_ended()
+            if not self._served:
+                accepting.cancel()
+
+    def _is_of_no_more_use(self) -> bool:
+        """Whether the client has had its session: browsers leave such connections to their idle timeout."""
+        had_session = self._admitted > 0
+        return had_session and credit_of(self._http3, self._policy.ours, 1) is None
+
+    async def _driver_ended(self) -> None:
+        while self._driver.end is None:
+            await self._driver.wait_changed()
+
+    # ---- requests
+
+    async def _answer(self, stream: RequestStream) -> None:
+        policy = self._policy
+        request: Request | None = None
+        try:
+            try:
+                head = await stream.wait_head()
+            except BadMessage as exc:
+                raise BadRequest(exc.failure.status, exc.failure.reason) from None
+            assert isinstance(head, RequestHead)
+            request = self._request(head)
+            await self._check(request, head)
+            decision = await decide(
+                request,
+                on_request=policy.on_request,
+                origins=policy.origins,
+                default=self._default_decision,
+            )
+            if isinstance(decision, Accept):
+                if request.is_webtransport:
+                    await self._run_session(stream, request, decision)
+                else:
+                    await self._run_websocket(stream, request, decision)
+                return
+        except BadRequest as exc:
+            decision = Reject(exc.status, exc.headers, f"{exc.message}\n".encode())
+        except (StreamReset, ConnectionClosed, trio.ClosedResourceError):
+            # Before there was a session, this concerns nobody.
+            if request is not None and request.decided and request.asks_for_session:
+                raise
+            return
+        await self._respond(
+            stream, decision, head_only=request is not None and request.method == "HEAD"
+        )
+
+    def _request(self, head: RequestHead) -> Request:
+        peer, local = self._driver.peer_address, self._driver.local_address
+        headers = Headers.from_raw(head.fields)
+        is_webtransport = head.protocol in TOKENS
+        if is_webtransport:
+            offered = _offered_protocols(headers)
+        elif head.protocol == "websocket":
+            offered = handshake.offered_subprotocols(headers)
+        else:
+            offered = []
+        return Request(
+            method=head.method,
+            target=head.path or head.authority,
+            headers=headers,
+            http_version="3",
+            scheme=head.scheme,
+            host=head.authority,
+            is_websocket=head.protocol == "websocket",
+            is_webtransport=is_webtransport,
+            subprotocols=tuple(offered),
+            peer=None if peer is None else (peer[0], peer[1]),
+            local=None if local is None else (local[0], local[1]),
+            tls_peer_certificate=self._connection.peer_certificate,
+        )
+
+    async def _check(self, request: Request, head: RequestHead) -> None:
+        """What must hold before the application is asked.
+
+        Raises:
+            BadRequest: it does not hold.
+        """
+        policy = self._policy
+        if request.method == "CONNECT" and not request.asks_for_session:
+            # RFC 9220 section 3
+            raise BadRequest(501 if head.protocol else 405, "nothing here takes this CONNECT")
+        if request.is_websocket:
+            if policy.websocket_handler is None:
+                raise BadRequest(405, "there are no WebSockets here")
+            handshake.check_extended_request(request.headers)
+        elif request.is_webtransport:
+            if policy.handler is None:
+                raise BadRequest(405, "there is no WebTransport here")
+            # Its SETTINGS say how to speak to it (draft-ietf-webtrans-http3-16 section 3.1).
+            if not self._http3.is_settled:
+                with trio.move_on_after(policy.handshake_timeout) as scope:
+                    await self._http3.wait_settings()
+                if scope.cancelled_caught:
+                    raise BadRequest(400, "SETTINGS have not come")
+            if self._admitted_now >= self._most_sessions:
+                raise BadRequest(429, "too many sessions on this connection")
+
+    @property
+    def _admitted_now(self) -> int:
+        return len(self._sessions.open)
+
+    @property
+    def _most_sessions(self) -> int:
+        if credit_of(self._http3, self._policy.ours, 1) is None:
+            return 1
+        return self._policy.settings.max_sessions
+
+    def _default_decision(self, request: Request) -> Accept | Reject:
+        if not request.asks_for_session:
+            return Reject(404, Headers(), b"there is nothing here\n")
+        supported = self._policy.subprotocols
+        return Accept(handshake.choose_subprotocol(request.subprotocols, supported), Headers())
+
+    async def _respond(self, stream: RequestStream, response: Reject, *, head_only: bool) -> None:
+        """A whole response."""
+        headers = response.headers.without("content-length")
+        bodiless = head_only or response.status in (204, 304)
+        if response.body and "content-type" not in headers:
+            headers += [("Content-Type", "text/plain; charset=utf-8")]
+        if "date" not in headers:
+            headers += [("Date", formatdate(usegmt=True))]
+        headers += [("Content-Length", str(len(response.body)))]
+        fields: Fields = [(b":status", b"%d" % response.status), *fields_of(headers)]
+        try:
+            stream.send_head(fields, end=bodiless or not response.body)
+            if response.body and not bodiless:
+                await stream.send_content(response.body, end=True)
+            # What else the client would send is of no interest (RFC 9114 section 4.1).
+            stream.stop(Http3Code.NO_ERROR)
+        except (StreamReset, ConnectionClosed, trio.ClosedResourceError):
+            pass
+        except BaseException:
+            stream.reject(Http3Code.REQUEST_CANCELLED)
+            raise
+
+    # ---- sessions
+
+    async def _run_session(self, stream: RequestStream, request: Request, accepted: Accept) -> None:
+        policy, http3 = self._policy, self._http3
+        assert policy.handler is not None
+        if self._admitted_now >= self._most_sessions:
+            # Others were let in while the application thought about it.
+            raise BadRequest(429, "too many sessions on this connection")
+        headers = accepted.headers
+        if accepted.subprotocol is not None:
+            headers += [("WT-Protocol", http_sf.ser(accepted.subprotocol))]
+        stream.check_sendable()
+        stream.send_head([(b":status", b"200"), *fields_of(headers)])
+        self._admitted += 1
+        credit = credit_of(http3, policy.ours, policy.settings.max_session_window)
+        carrier = SessionCarrier(self._driver, stream, credit, policy.settings)
+        priority = request.headers.get("priority")
+        if priority is not None:
+            carrier.set_priority(Priority.parse(priority.encode("latin-1")))
+        dialect = dialect_of(http3.protocol.peer_settings or {}, of_server=False)
+        session = WebTransportSession(
+            carrier,
+            self._connection,
+            request=request,
+            response_headers=headers,
+            subprotocol=accepted.subprotocol,
+            dialect="unknown" if dialect is None else dialect.drafts,
+        )
+        self._sessions.opened(carrier)
+        if http3.going_away:
+            carrier.drain_peer()
+        try:
+            async with SessionBlock(carrier):
+                await policy.handler(session)
+        finally:
+            self._sessions.request_over(carrier.session_id)
+
+    async def _run_websocket(
+        self, stream: RequestStream, request: Request, accepted: Accept
+    ) -> None:
+        policy = self._policy
+        assert policy.websocket_handler is not None
+        try:
+            headers, codecs = handshake.agreed_headers(
+                request.headers,
+                subprotocol=accepted.subprotocol,
+                extensions=policy.websocket_settings.all_extensions(),
+                extra=accepted.headers,
+            )
+        except BadRequest:
+            raise
+        except Exception:  # an extension of the application's may raise anything
+            logger.exception("accepting %s failed", safe_text(request.target))
+            raise BadRequest(500, "internal server error") from None
+        stream.check_sendable()
+        stream.send_head([(b":status", b"200"), *fields_of(headers)])
+        transport = Http3Transport(
+            stream,
+            peer=request.peer,
+            local=request.local,
+            certificate=request.tls_peer_certificate,
+        )
+        connection = WebSocketConnection(
+            transport, client=False, codecs=codecs, settings=policy.websocket_settings
+        )
+        websocket = WebSocket(
+            connection,
+            request=request,
+            response_headers=headers,
+            subprotocol=accepted.subprotocol,
+        )
+        async with connection:
+            await policy.websocket_handler(websocket)
+
+
+def _offered_protocols(headers: Headers) -> list[str]:
+    """What a client offers, in its order; nothing if the field is not valid (draft-ietf-webtrans-http3-16 section 3.3)."""
+    value = headers.get("wt-available-protocols")
+    if value is None:
+        return []
+    try:
+        members = http_sf.parse(value.encode("latin-1"), tltype="list")
+    except ValueError:
+        return []
+    assert isinstance(members, list)
+    names = [member[0] for member in members if isinstance(member, tuple)]
+    # A member of any other type makes the whole field void.
+    if len(names) != len(members) or any(type(name) is not str for name in names):
+        return []
+    return [str(name) for name in names]
