@@ -101,7 +101,7 @@ class SessionCarrier(Carrier):
     ) -> None:
         self.driver: Driver = driver
         self.settings: WebTransportSettings = settings
-        self.blocked = driver.blocked
+        self.blocked: set[SendStream] = driver.blocked
         self.end: ConnectionClosed | None = None
         self.session_id: int = stream.stream_id
         self.cancel_scope: trio.CancelScope = trio.CancelScope()

@@ -25,7 +25,7 @@ from ..path_mtu import BASE_SIZE, PathMtu
 from ..route import Route
 from .config import End, EndKind, EngineConfig
 from .congestion import hold_unused_window
-from .established import Established
+from .figures import Figures
 from .keys import UpdatedKeys, export_keying_material
 from .pacer import BurstPacer
 
@@ -62,7 +62,7 @@ class PathChanged(events.QuicEvent):
         self.route: Route = route
 
 
-class Engine(Established):
+class Engine(Figures):
     """One side of a QUIC connection.
 
     Args:
@@ -572,35 +572,3 @@ class Engine(Established):
             self._resize()
         else:
             self.mtu.lost(size, self._now)
-
-    # ---- figures
-
-    @property
-    def rtt(self) -> float | None:
-        """The smoothed round-trip time in seconds; None before the first measurement."""
-        return self._loss._rtt_smoothed if self._loss._rtt_initialized else None
-
-    @property
-    def min_rtt(self) -> float | None:
-        """The smallest round-trip time measured."""
-        return self._loss._rtt_min if self._loss._rtt_initialized else None
-
-    @property
-    def congestion_window(self) -> int:
-        """Bytes that may be under way."""
-        return self._loss.congestion_window
-
-    @property
-    def bytes_in_flight(self) -> int:
-        """Bytes that are under way."""
-        return self._loss.bytes_in_flight
-
-    @property
-    def probe_timeout(self) -> float:
-        """How long to wait for an answer before asking again, in seconds (RFC 9002 section 6.2)."""
-        return self._loss.get_probe_timeout()
-
-    @property
-    def open_streams(self) -> int:
-        """Streams whose state is held."""
-        return len(self._streams)
