@@ -19,6 +19,7 @@ from .._protocol.http3 import (
 )
 from .._protocol.http3_codes import Http3Code
 from .._protocol.http3_fields import Fields, RequestHead, ResponseHead
+from .._quic.send_stream import SendStream
 from .._quic.streams import Stream
 
 if TYPE_CHECKING:
@@ -55,7 +56,16 @@ class RequestStream(Stream):
         on_head: is called as soon as a response's head comes.
     """
 
-    __slots__ = ("_changed", "_consumer", "_on_broken", "failure", "head", "http3", "on_head")
+    __slots__ = (
+        "_changed",
+        "_consumer",
+        "_held",
+        "_on_broken",
+        "failure",
+        "head",
+        "http3",
+        "on_head",
+    )
 
     def __init__(self, http3: Http3, stream_id: int) -> None:
         super().__init__(http3.driver, stream_id)
@@ -65,6 +75,7 @@ class RequestStream(Stream):
         self._changed = trio.lowlevel.ParkingLot()
         self._consumer: Callable[[bytes, bool], None] | None = None
         self._on_broken: Callable[[], None] | None = None
+        self._held = 0
         self.on_head: Callable[[ResponseHead], None] | None = None
 
     # ---- what arrives
@@ -79,9 +90,12 @@ class RequestStream(Stream):
                     self._content(event.data)
                 else:
                     self._happened(event)
-        if len(data) > content:
-            # The frames around the content.
-            driver.consume(self._stream_id, len(data) - content)
+        # The frames around the content; a head that is not complete is held, at the peer's expense.
+        held = http3.protocol.held(self._stream_id)
+        around = len(data) - content + self._held - held
+        self._held = held
+        if around:
+            driver.consume(self._stream_id, around)
         if fin:
             http3.protocol.forget(self._stream_id)
             if self._consumer is None:
@@ -202,9 +216,19 @@ class RequestStream(Stream):
             if end:
                 self._close_sending()
 
+    def _finish(self) -> None:
+        SendStream._finish(self)
+        # What else would come is of no interest (RFC 9114 section 4.1).
+        is_client = self.http3.driver.is_client
+        self.stop(Http3Code.REQUEST_CANCELLED if is_client else Http3Code.NO_ERROR)
+
+    def _done(self) -> None:
+        super()._done()
+        if self._finished:
+            self.http3.protocol.forget(self._stream_id)
+
     def reject(self, code: Http3Code) -> None:
         """Give up on both directions, before anybody has taken the request or after."""
-        self.http3.protocol.forget(self._stream_id)
         self.reset(code)
         self.stop(code)
         self.take()

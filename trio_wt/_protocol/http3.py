@@ -416,6 +416,11 @@ class Http3Protocol:
             events.append(self._failed(message, failed))
         return events
 
+    def held(self, stream_id: int) -> int:
+        """How many bytes of a stream wait for the rest of a frame."""
+        message = self._messages.get(stream_id)
+        return 0 if message is None else message.reader.held
+
     def forget(self, stream_id: int) -> None:
         """Nothing more of a request's stream will be received, or is wanted."""
         self._messages.pop(stream_id, None)

@@ -51,6 +51,11 @@ class RecordReader:
         """Whether no record has been begun."""
         return self._kind is None and not self._head
 
+    @property
+    def held(self) -> int:
+        """How many bytes wait for the rest of their record."""
+        return len(self._head) + (0 if self._payload is None else len(self._payload))
+
     def check(self, kind: int) -> None:
         """Whether a record of this type may be there; subclasses raise what they like if not."""
 

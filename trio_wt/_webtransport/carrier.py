@@ -59,6 +59,7 @@ AnyStream = SendStream | ReceiveStream
 
 # Ids of streams that are long delivered are dropped when there are so many.
 _SWEEP = 256
+_ABOVE_ALL = 2**40
 
 
 class _Turn:
@@ -129,6 +130,8 @@ class SessionCarrier(Carrier):
 
     def start(self) -> None:
         """The session is open: hear what is said about it."""
+        # What grants the peer credit must not wait behind what needs ours.
+        self.driver.prioritise(self.session_id, _ABOVE_ALL)
         self._stream.consume_with(self._said, self._broken)
 
     def _encode_datagram_head(self) -> bytes:

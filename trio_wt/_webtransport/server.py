@@ -184,9 +184,9 @@ class _Server:
         self._connection = connection
         self._http3 = http3
         self._sessions = sessions
-        # Requests for sessions that were let in, and sessions.
-        self._admitted = 0
+        # Requests that are being served; whether there was a session among them.
         self._served = 0
+        self._had_session = False
 
     async def serve(self) -> None:
         """Take requests until there will be no more, and see to the end of their tasks."""
@@ -211,18 +211,14 @@ class _Server:
             self._served -= 1
         if not self._served and self._is_of_no_more_use():
             with trio.move_on_after(_LINGER):
-                await self._driver_ended()
+                while self._driver.end is None and not self._http3.going_away:
+                    await self._driver.wait_changed()
             if not self._served:
                 accepting.cancel()
 
     def _is_of_no_more_use(self) -> bool:
         """Whether the client has had its session: browsers leave such connections to their idle timeout."""
-        had_session = self._admitted > 0
-        return had_session and credit_of(self._http3, self._policy.ours, 1) is None
-
-    async def _driver_ended(self) -> None:
-        while self._driver.end is None:
-            await self._driver.wait_changed()
+        return self._had_session and credit_of(self._http3, self._policy.ours, 1) is None
 
     # ---- requests
 
@@ -308,12 +304,8 @@ class _Server:
                     await self._http3.wait_settings()
                 if scope.cancelled_caught:
                     raise BadRequest(400, "SETTINGS have not come")
-            if self._admitted_now >= self._most_sessions:
+            if len(self._sessions.open) >= self._most_sessions:
                 raise BadRequest(429, "too many sessions on this connection")
-
-    @property
-    def _admitted_now(self) -> int:
-        return len(self._sessions.open)
 
     @property
     def _most_sessions(self) -> int:
@@ -341,8 +333,7 @@ class _Server:
             stream.send_head(fields, end=bodiless or not response.body)
             if response.body and not bodiless:
                 await stream.send_content(response.body, end=True)
-            # What else the client would send is of no interest (RFC 9114 section 4.1).
-            stream.stop(Http3Code.NO_ERROR)
+            await stream.aclose()
         except (StreamReset, ConnectionClosed, trio.ClosedResourceError):
             pass
         except BaseException:
@@ -354,7 +345,7 @@ class _Server:
     async def _run_session(self, stream: RequestStream, request: Request, accepted: Accept) -> None:
         policy, http3 = self._policy, self._http3
         assert policy.handler is not None
-        if self._admitted_now >= self._most_sessions:
+        if len(self._sessions.open) >= self._most_sessions:
             # Others were let in while the application thought about it.
             raise BadRequest(429, "too many sessions on this connection")
         headers = accepted.headers
@@ -362,7 +353,7 @@ class _Server:
             headers += [("WT-Protocol", http_sf.ser(accepted.subprotocol))]
         stream.check_sendable()
         stream.send_head([(b":status", b"200"), *fields_of(headers)])
-        self._admitted += 1
+        self._had_session = True
         credit = credit_of(http3, policy.ours, policy.settings.max_session_window)
         carrier = SessionCarrier(self._driver, stream, credit, policy.settings)
         priority = request.headers.get("priority")
