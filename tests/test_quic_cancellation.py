@@ -298,7 +298,7 @@ async def cancelled_at(step: int, name: str) -> bool:
         nursery.cancel_scope.cancel()
         # Nothing waits any more, and no more streams are held than the pair's.
         assert not ends.client._driver.blocked
-        assert not any(ends.client._driver._openers)
+        assert not ends.client._driver.openers
         assert not ends.client._driver._pings
         assert ends.client.statistics().unsent_bytes == 0
         await trio.sleep(1)  # for so long a path that was left may be heard

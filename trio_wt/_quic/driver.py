@@ -15,7 +15,6 @@ out. Leaving the block decides it too, if nobody had: gracefully, once all that 
 
 from __future__ import annotations
 
-from collections import deque
 from collections.abc import Callable
 from math import inf
 from typing import TYPE_CHECKING, Any
@@ -48,6 +47,7 @@ from .._protocol.route import Route, Sockaddr
 from .._util import Wakeup
 from .carrier import Carrier, Sink
 from .endings import error_code
+from .openers import Openers
 from .receive_stream import ReceiveStream
 from .send_stream import SendStream
 from .settings import QuicSettings
@@ -71,16 +71,6 @@ _LAST_PACKET = 1.0
 _GENTLE_PTOS = 3
 
 
-class _Turn:
-    """A task's turn to open a stream; its number once it has come."""
-
-    __slots__ = ("stream_id", "wakeup")
-
-    def __init__(self) -> None:
-        self.wakeup = Wakeup()
-        self.stream_id: int | None = None
-
-
 class Driver(Carrier):
     """What `Connection` puts its public face on.
 
@@ -93,6 +83,7 @@ class Driver(Carrier):
 
     Attributes:
         is_client: this side's role.
+        openers: tasks that wait to open streams.
         can_migrate: this is a client with an endpoint of its own.
         migrating: it is on its way to another socket.
         cancel_scope: covers the connection's block.
@@ -125,7 +116,7 @@ class Driver(Carrier):
         self._streams: dict[int, Sink] = {}
         # The next stream id of each kind that the peer will open: bidirectional and unidirectional.
         self._next_remote = [1, 3] if client else [0, 2]
-        self._openers: list[deque[_Turn]] = [deque(), deque()]
+        self.openers: Openers = Openers(engine)
         self._pings: dict[int, trio.Event] = {}
         self._ping_count = 0
         # Something may be there to send; `_idle` is where the writer waits, under `_scope`.
@@ -163,7 +154,7 @@ class Driver(Carrier):
                 if not self._is_ready and engine.is_ready:
                     self._is_ready = True
                     self.upper.ready()
-                self._unblock_openers()
+                self.openers.grant()
         if self._changed:
             self._changed.unpark_all()
         self.stir()
@@ -223,36 +214,21 @@ class Driver(Carrier):
     # ---- streams
 
     async def open(self, *, unidirectional: bool) -> int:
+        return await self.open_for(self, unidirectional=unidirectional)
+
+    async def open_for(self, carrier: Carrier, *, unidirectional: bool) -> int:
+        """Open a stream for what may end earlier than the connection; otherwise as `open`."""
         await self._enter()
-        queue = self._openers[unidirectional]
-        if not queue and self.engine.openable(unidirectional=unidirectional) > 0:
-            stream_id = self.engine.open(unidirectional=unidirectional)
-            await trio.lowlevel.cancel_shielded_checkpoint()
-            return stream_id
-        turn = _Turn()
-        queue.append(turn)
-        try:
-            await turn.wakeup.park()
-        finally:
-            if turn.stream_id is None and turn in queue:
-                queue.remove(turn)
-        if turn.stream_id is None:
-            self.check_open()
-            raise trio.ClosedResourceError("the connection was closed on this side")
-        return turn.stream_id
+        stream_id = self.openers.open_now(unidirectional=unidirectional)
+        if stream_id is None:
+            return await self.openers.wait(carrier, unidirectional=unidirectional)
+        await trio.lowlevel.cancel_shielded_checkpoint()
+        return stream_id
 
     def adopt(self, stream_id: int, stream: Sink) -> None:
         self._streams[stream_id] = stream
         if self.end is not None:
             stream.lost(self.end)
-
-    def _unblock_openers(self) -> None:
-        for unidirectional, queue in enumerate(self._openers):
-            # Opened here, not by who waits: tasks that are woken together run in any order.
-            while queue and self.engine.openable(unidirectional=bool(unidirectional)) > 0:
-                turn = queue.popleft()
-                turn.stream_id = self.engine.open(unidirectional=bool(unidirectional))
-                turn.wakeup.wake()
 
     def forget(self, stream_id: int) -> None:
         """A stream's events go nowhere any more."""
@@ -492,9 +468,7 @@ class Driver(Carrier):
         for stream in list(self._streams.values()):
             stream.lost(closed)
         self.upper.lost(closed)
-        for queue in self._openers:
-            while queue:
-                queue.popleft().wakeup.wake()
+        self.openers.give_up()
         for answered in self._pings.values():
             answered.set()
         self._changed.unpark_all()

@@ -300,7 +300,7 @@ class SessionCarrier(Carrier):
             await self._wait_turn(credit, int(unidirectional))
         opened = False
         try:
-            stream_id = await self.driver.open(unidirectional=unidirectional)
+            stream_id = await self.driver.open_for(self, unidirectional=unidirectional)
             opened = True
         finally:
             if not opened and credit is not None:
@@ -463,6 +463,7 @@ class SessionCarrier(Carrier):
         for queue in self._openers:
             while queue:
                 queue.popleft().wakeup.wake()
+        driver.openers.give_up(self)
         self._changed.unpark_all()
         if self.settings.cancel_on_close and end.remote:
             self.cancel_scope.cancel()

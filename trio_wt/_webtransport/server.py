@@ -223,38 +223,55 @@ class _Server:
     # ---- requests
 
     async def _answer(self, stream: RequestStream) -> None:
-        policy = self._policy
         request: Request | None = None
         try:
-            try:
-                head = await stream.wait_head()
-            except BadMessage as exc:
-                raise BadRequest(exc.failure.status, exc.failure.reason) from None
-            assert isinstance(head, RequestHead)
-            request = self._request(head)
-            await self._check(request, head)
+            request = await self._receive_request(stream)
             decision = await decide(
                 request,
-                on_request=policy.on_request,
-                origins=policy.origins,
+                on_request=self._policy.on_request,
+                origins=self._policy.origins,
                 default=self._default_decision,
             )
+            stream.check_sendable()
             if isinstance(decision, Accept):
-                if request.is_webtransport:
-                    await self._run_session(stream, request, decision)
-                else:
-                    await self._run_websocket(stream, request, decision)
-                return
+                accepted = self._accept(stream, request, decision)
         except BadRequest as exc:
             decision = Reject(exc.status, exc.headers, f"{exc.message}\n".encode())
         except (StreamReset, ConnectionClosed, trio.ClosedResourceError):
-            # Before there was a session, this concerns nobody.
-            if request is not None and request.decided and request.asks_for_session:
-                raise
-            return
-        await self._respond(
-            stream, decision, head_only=request is not None and request.method == "HEAD"
-        )
+            stream.reject(Http3Code.REQUEST_CANCELLED)
+            return  # before there was a session, this concerns nobody
+        if isinstance(decision, Accept):
+            await accepted
+        else:
+            head_only = request is not None and request.method == "HEAD"
+            await self._respond(stream, decision, head_only=head_only)
+
+    async def _receive_request(self, stream: RequestStream) -> Request:
+        """A request that the application may be asked about.
+
+        Raises:
+            BadRequest: it is not one.
+            StreamReset: the client has thought better of it.
+            ConnectionClosed: the connection has ended.
+        """
+        try:
+            head = await stream.wait_head()
+        except BadMessage as exc:
+            raise BadRequest(exc.failure.status, exc.failure.reason) from None
+        assert isinstance(head, RequestHead)
+        request = self._request(head)
+        await self._check(request, head)
+        return request
+
+    def _accept(self, stream: RequestStream, request: Request, accepted: Accept) -> Awaitable[None]:
+        """Send the answer; what is left to do is to be awaited.
+
+        Raises:
+            BadRequest: it cannot be accepted after all.
+        """
+        if request.is_webtransport:
+            return self._run_session(self._open_session(stream, request, accepted))
+        return self._run_websocket(*self._open_websocket(stream, request, accepted))
 
     def _request(self, head: RequestHead) -> Request:
         peer, local = self._driver.peer_address, self._driver.local_address
@@ -342,16 +359,16 @@ class _Server:
 
     # ---- sessions
 
-    async def _run_session(self, stream: RequestStream, request: Request, accepted: Accept) -> None:
+    def _open_session(
+        self, stream: RequestStream, request: Request, accepted: Accept
+    ) -> tuple[SessionCarrier, WebTransportSession]:
         policy, http3 = self._policy, self._http3
-        assert policy.handler is not None
         if len(self._sessions.open) >= self._most_sessions:
             # Others were let in while the application thought about it.
             raise BadRequest(429, "too many sessions on this connection")
         headers = accepted.headers
         if accepted.subprotocol is not None:
             headers += [("WT-Protocol", http_sf.ser(accepted.subprotocol))]
-        stream.check_sendable()
         stream.send_head([(b":status", b"200"), *fields_of(headers)])
         self._had_session = True
         credit = credit_of(http3, policy.ours, policy.settings.max_session_window)
@@ -371,17 +388,18 @@ class _Server:
         self._sessions.opened(carrier)
         if http3.going_away:
             carrier.drain_peer()
-        try:
-            async with SessionBlock(carrier):
-                await policy.handler(session)
-        finally:
-            self._sessions.request_over(carrier.session_id)
+        return carrier, session
 
-    async def _run_websocket(
+    async def _run_session(self, opened: tuple[SessionCarrier, WebTransportSession]) -> None:
+        carrier, session = opened
+        assert self._policy.handler is not None
+        async with SessionBlock(carrier):
+            await self._policy.handler(session)
+
+    def _open_websocket(
         self, stream: RequestStream, request: Request, accepted: Accept
-    ) -> None:
+    ) -> tuple[WebSocketConnection, WebSocket]:
         policy = self._policy
-        assert policy.websocket_handler is not None
         try:
             headers, codecs = handshake.agreed_headers(
                 request.headers,
@@ -394,7 +412,6 @@ class _Server:
         except Exception:  # an extension of the application's may raise anything
             logger.exception("accepting %s failed", safe_text(request.target))
             raise BadRequest(500, "internal server error") from None
-        stream.check_sendable()
         stream.send_head([(b":status", b"200"), *fields_of(headers)])
         transport = Http3Transport(
             stream,
@@ -411,8 +428,12 @@ class _Server:
             response_headers=headers,
             subprotocol=accepted.subprotocol,
         )
+        return connection, websocket
+
+    async def _run_websocket(self, connection: WebSocketConnection, websocket: WebSocket) -> None:
+        assert self._policy.websocket_handler is not None
         async with connection:
-            await policy.websocket_handler(websocket)
+            await self._policy.websocket_handler(websocket)
 
 
 def _offered_protocols(headers: Headers) -> list[str]:
