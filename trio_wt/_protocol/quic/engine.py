@@ -18,7 +18,7 @@ from aioquic.quic.connection import (
 )
 from aioquic.quic.packet import QuicErrorCode, QuicFrameType, QuicPacketType
 from aioquic.quic.packet_builder import QuicDeliveryState, QuicPacketBuilder
-from aioquic.tls import AlertDescription, Direction, Epoch, SessionTicket
+from aioquic.tls import AlertDescription, Direction, Epoch, Group, SessionTicket
 from cryptography.hazmat.primitives.serialization import Encoding
 
 from ..path_mtu import BASE_SIZE, PathMtu
@@ -400,6 +400,9 @@ class Engine(Figures):
         self.tls._request_client_certificate = self.config.request_certificate
         if not self.config.early_data:
             self.tls._max_early_data = None
+        if self._is_client:
+            # A key for each of them is made and sent, and every server has one of these (RFC 8446 section 9.1).
+            self.tls._supported_groups = [Group.X25519, Group.SECP256R1]
 
     def _update_traffic_key(
         self, direction: Any, epoch: Any, cipher_suite: Any, secret: bytes
