@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Final
 
@@ -10,7 +9,8 @@ import trio
 
 from .._errors import ConnectionClosed
 from .._websocket.websocket import WebSocket
-from .prompt import Prompt, PromptInterrupted, open_prompt
+from .conversation import Conversation, Mistake, hexadecimal_argument
+from .prompt import Prompt, open_prompt
 from .text import escape, hexadecimal
 
 __all__ = ["interact"]
@@ -30,10 +30,6 @@ HELP: Final = """\
 _SHOWN_BYTES: Final = 1024
 
 
-class _Mistake(Exception):
-    """What the user entered cannot be done."""
-
-
 async def interact(websocket: WebSocket, history: Path | None) -> ConnectionClosed | None:
     """Talk until the user or the peer ends it.
 
@@ -50,102 +46,58 @@ async def interact(websocket: WebSocket, history: Path | None) -> ConnectionClos
     return conversation.end
 
 
-class _Conversation:
+class _Conversation(Conversation):
+    help_text = HELP
+    done_code = 1000
+    interrupted_code = 1001
+
     def __init__(self, websocket: WebSocket, prompt: Prompt) -> None:
+        super().__init__(prompt)
         self._websocket = websocket
-        self._prompt = prompt
-        self._commands: dict[str, Callable[[str], Awaitable[None]]] = {
-            "text": websocket.send,
-            "binary": self._binary,
-            "ping": self._ping,
-            "close": self._close,
-            "help": self._help,
-        }
-        self.end: ConnectionClosed | None = None
+        self.commands |= {"text": websocket.send, "binary": self._binary, "ping": self._ping}
 
-    async def run(self) -> None:
-        await self._say(_greeting(self._websocket))
-        await self._say("/help tells what can be entered")
-        async with trio.open_nursery() as nursery:
-            self._nursery = nursery
-            nursery.start_soon(self._print_messages)
-            while True:
-                try:
-                    line = await self._prompt.ask()
-                except EOFError:
-                    await self._websocket.close(1000)
-                except PromptInterrupted:
-                    await self._websocket.close(1001)
-                else:
-                    await self._enter(line)
-                if self._websocket.close_code is not None:
-                    # `_print_messages` ends this, when it has printed everything.
-                    await trio.sleep_forever()
+    def greeting(self) -> str:
+        return _greeting(self._websocket)
 
-    async def _say(self, text: str) -> None:
-        await self._prompt.print(f"* {escape(text)}")
+    async def send_text(self, text: str) -> None:
+        await self._websocket.send(text)
 
-    async def _print_messages(self) -> None:
+    async def close(self, code: int, reason: str = "") -> None:
+        await self._websocket.close(code, reason)
+
+    @property
+    def is_closed(self) -> bool:
+        return self._websocket.close_code is not None
+
+    async def listen(self) -> None:
         try:
             while True:
                 messages = await self._websocket.receive_many()
-                await self._prompt.print("\n".join(map(_shown, messages)))
+                await self.prompt.print("\n".join(map(_shown, messages)))
         except ConnectionClosed as exc:
             self.end = exc
         except trio.ClosedResourceError:
             await self._websocket.wait_closed()
-        self._nursery.cancel_scope.cancel()
-
-    async def _enter(self, line: str) -> None:
-        try:
-            if not line.startswith("/"):
-                if line:
-                    await self._websocket.send(line)
-            elif line.startswith("//"):
-                await self._websocket.send(line[1:])
-            else:
-                name, _, argument = line[1:].partition(" ")
-                command = self._commands.get(name)
-                if command is None:
-                    raise _Mistake(f"there is no /{name}; /help lists what there is, // sends a /")
-                await command(argument)
-        except (_Mistake, ValueError) as exc:
-            await self._say(str(exc))
-        except (ConnectionClosed, trio.ClosedResourceError):
-            return  # whoever receives learns of the end
 
     async def _binary(self, argument: str) -> None:
-        try:
-            data = bytes.fromhex(argument)
-        except ValueError:
-            raise _Mistake("/binary takes pairs of hexadecimal digits") from None
-        await self._websocket.send(data)
+        await self._websocket.send(hexadecimal_argument(argument, "binary"))
 
     async def _ping(self, argument: str) -> None:
         payload = argument.encode() or None
         if payload is not None and len(payload) > 125:
-            raise _Mistake("a ping's payload has at most 125 bytes")
-        self._nursery.start_soon(self._tell_round_trip, payload)
+            raise Mistake("a ping's payload has at most 125 bytes")
+        self.nursery.start_soon(self._tell_round_trip, payload)
         await trio.lowlevel.checkpoint()
 
     async def _tell_round_trip(self, payload: bytes | None) -> None:
         try:
             seconds = await self._websocket.ping(payload)
         except ValueError as exc:
-            await self._say(str(exc))
+            await self.say(str(exc))
         except (ConnectionClosed, trio.ClosedResourceError):
             return
         else:
-            await self._say(f"pong after {seconds * 1000:.2f} ms")
-
-    async def _close(self, argument: str) -> None:
-        code, _, reason = argument.partition(" ")
-        if code and not (code.isascii() and code.isdigit()):
-            raise _Mistake("/close takes a code, such as 1000, and then a reason")
-        await self._websocket.close(int(code or 1000), reason)
-
-    async def _help(self, argument: str) -> None:
-        await self._prompt.print(HELP)
+            await self.say(f"pong after {seconds * 1000:.2f} ms")
 
 
 def _greeting(websocket: WebSocket) -> str:

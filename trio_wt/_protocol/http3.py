@@ -17,6 +17,8 @@ from typing import Final, TypeAlias
 from . import varint
 from .http3_codes import Http3Code, Http3Error
 from .http3_fields import (
+    DecoderInstructions,
+    EncoderInstructions,
     Fields,
     MalformedMessage,
     Qpack,
@@ -238,6 +240,8 @@ class Http3Protocol:
         self._client = client
         self._settings = settings
         self._qpack = Qpack(max_field_section, max_fields)
+        self._encoder_instructions = EncoderInstructions()
+        self._decoder_instructions = DecoderInstructions()
         self._held_on_requests: dict[int, int] = {FrameType.HEADERS: max_field_section}
         if client:
             self._held_on_requests[FrameType.PUSH_PROMISE] = 0
@@ -277,7 +281,7 @@ class Http3Protocol:
         """
         if head_request:
             self._heads_only.add(stream_id)
-        return encode_record(FrameType.HEADERS, self._qpack.encode(stream_id, fields))
+        return encode_record(FrameType.HEADERS, self._qpack.encode(fields))
 
     @staticmethod
     def encode_content_head(length: int) -> bytes:
@@ -331,9 +335,9 @@ class Http3Protocol:
             for frame, payload in self._control.feed(data):
                 events += self._receive_control(frame, payload)
         elif kind is StreamType.QPACK_ENCODER:
-            self._qpack.receive_encoder(data)
+            self._encoder_instructions.feed(data)
         else:
-            self._qpack.receive_decoder(data)
+            self._decoder_instructions.feed(data)
         if fin:
             self.critical_lost(kind)
         return events
@@ -450,7 +454,7 @@ class Http3Protocol:
             if message.expected is not None and message.received > message.expected:
                 raise MalformedMessage("more content than Content-Length says")
             return Content(stream_id, payload)
-        fields = self._qpack.decode(stream_id, payload)
+        fields = self._qpack.decode(payload)
         if step is Step.TRAILERS:
             message.phase = Phase.TRAILERS
             return TrailersReceived(stream_id, parse_trailers(fields))

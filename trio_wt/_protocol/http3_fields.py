@@ -12,6 +12,8 @@ import pylsqpack
 from .http3_codes import Http3Code, Http3Error
 
 __all__ = [
+    "DecoderInstructions",
+    "EncoderInstructions",
     "Fields",
     "MalformedMessage",
     "Qpack",
@@ -48,6 +50,11 @@ class TooManyFields(Exception):
     """A field section that is larger than we want to read."""
 
 
+# Without a dynamic table they have no state, and all connections may share them.
+_encoder = pylsqpack.Encoder()
+_decoder = pylsqpack.Decoder(0, 0)
+
+
 class Qpack:
     """Encodes and decodes field sections, with no dynamic table on either side.
 
@@ -56,29 +63,32 @@ class Qpack:
         max_fields: how many lines it may have.
     """
 
+    __slots__ = ("_max_fields", "_max_size")
+
     def __init__(self, max_size: int, max_fields: int) -> None:
         self._max_size = max_size
         self._max_fields = max_fields
-        self._encoder = pylsqpack.Encoder()
-        self._decoder = pylsqpack.Decoder(0, 0)
 
-    def encode(self, stream_id: int, fields: Fields) -> bytes:
+    def encode(self, fields: Fields) -> bytes:
         """A field section."""
-        _, section = self._encoder.encode(stream_id, fields)
+        _, section = _encoder.encode(0, fields)
         return section
 
-    def decode(self, stream_id: int, section: bytes) -> Fields:
+    def decode(self, section: bytes) -> Fields:
         """The lines of a field section.
 
         Raises:
             TooManyFields: there are too many, or they are too large.
             Http3Error: it is not valid.
         """
+        global _decoder
         if _count_lines(section, self._max_fields) > self._max_fields:
             raise TooManyFields(f"more than {self._max_fields} fields")
         try:
-            _, fields = self._decoder.feed_header(stream_id, section)
+            _, fields = _decoder.feed_header(0, section)
         except (pylsqpack.DecompressionFailed, pylsqpack.StreamBlocked) as exc:
+            # Whatever it has kept of this one.
+            _decoder = pylsqpack.Decoder(0, 0)
             raise Http3Error(
                 Http3Code.QPACK_DECOMPRESSION_FAILED, "a field section that cannot be read"
             ) from exc
@@ -86,31 +96,54 @@ class Qpack:
             raise TooManyFields(f"fields of more than {self._max_size} bytes")
         return fields
 
-    def receive_encoder(self, data: bytes) -> None:
-        """Bytes of the peer's encoder stream, which has nothing to say.
+
+class EncoderInstructions:
+    """Reads the peer's encoder stream, which has nothing to say to a decoder without a table (RFC 9204 section 4.3)."""
+
+    __slots__ = ()
+
+    def feed(self, data: bytes) -> None:
+        """Take bytes in.
 
         Raises:
-            Http3Error: it says something.
+            Http3Error: they say something.
         """
-        try:
-            self._decoder.feed_encoder(data)
-        except pylsqpack.EncoderStreamError as exc:
+        # Only "Set Dynamic Table Capacity" to 0 is of no effect.
+        if data.strip(_CAPACITY_0):
             raise Http3Error(
                 Http3Code.QPACK_ENCODER_STREAM_ERROR, "a dynamic table that was not offered"
-            ) from exc
+            )
 
-    def receive_decoder(self, data: bytes) -> None:
-        """Bytes of the peer's decoder stream, likewise.
+
+class DecoderInstructions:
+    """Reads the peer's decoder stream, which may cancel streams, and has nothing else to say (RFC 9204 section 4.4)."""
+
+    __slots__ = ("_cancelling",)
+
+    def __init__(self) -> None:
+        # In the middle of a stream's number.
+        self._cancelling = False
+
+    def feed(self, data: bytes) -> None:
+        """Take bytes in.
 
         Raises:
-            Http3Error: it says something.
+            Http3Error: they acknowledge what was never sent.
         """
-        try:
-            self._encoder.feed_decoder(data)
-        except pylsqpack.DecoderStreamError as exc:
-            raise Http3Error(
-                Http3Code.QPACK_DECODER_STREAM_ERROR, "an acknowledgement of nothing"
-            ) from exc
+        for byte in data:
+            if self._cancelling:
+                self._cancelling = bool(byte & 0x80)
+            elif byte & 0xC0 == _CANCELLATION:
+                self._cancelling = byte & _CANCELLED == _CANCELLED
+            else:
+                raise Http3Error(
+                    Http3Code.QPACK_DECODER_STREAM_ERROR, "an acknowledgement of nothing"
+                )
+
+
+_CAPACITY_0: Final = b"\x20"
+_CANCELLATION: Final = 0x40
+_CANCELLED: Final = 0x3F
 
 
 def _count_lines(section: bytes, most: int) -> int:

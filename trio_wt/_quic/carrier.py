@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Callable
 from typing import TYPE_CHECKING, ClassVar, Final, Protocol
 
 import trio
@@ -128,6 +129,10 @@ class Carrier(ABC):
         """Raise `ValueError` for what is no error code of an application's (RFC 9000 section 20.2)."""
         if not 0 <= code <= MAX_CODE:
             raise ValueError(f"an error code is at least 0 and less than 2^62, not {code}")
+
+    def puts_off(self, wire_code: int, action: Callable[[], None]) -> bool:
+        """Whether a reset, or a stop, is to be told of later, by calling ``action``, or not at all."""
+        return False
 
     def application_code(self, wire_code: int) -> int:
         """What a peer's application meant by a code of the wire; 0 if it was none of an application's."""

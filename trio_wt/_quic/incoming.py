@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import deque
 from typing import TYPE_CHECKING, Generic, TypeVar
 
 import trio
@@ -30,7 +29,8 @@ class IncomingStreams(trio.abc.ReceiveChannel[StreamT], Generic[StreamT]):
 
     def __init__(self, carrier: Carrier) -> None:
         self._carrier = carrier
-        self._streams: deque[StreamT] = deque()
+        # Short: the peer may have as many streams.
+        self._streams: list[StreamT] = []
         self._waiting: trio.lowlevel.ParkingLot | None = None
         self._closed = False
 
@@ -48,7 +48,7 @@ class IncomingStreams(trio.abc.ReceiveChannel[StreamT], Generic[StreamT]):
         if self._closed:
             raise trio.ClosedResourceError("no more streams are taken on this side")
         if self._streams:
-            stream = self._streams.popleft()
+            stream = self._streams.pop(0)
             stream.take()
             return stream
         self._carrier.check_open(iterating=True)
@@ -85,7 +85,7 @@ class IncomingStreams(trio.abc.ReceiveChannel[StreamT], Generic[StreamT]):
         """Take no more streams: those that wait, and those that come, are refused with the ``cancelled_code``. A checkpoint."""
         self._closed = True
         while self._streams:
-            self._refuse(self._streams.popleft())
+            self._refuse(self._streams.pop(0))
         self._wake_all()
         await trio.lowlevel.checkpoint()
 

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections import deque
-
 from .._protocol.quic import Engine
 from .._util import Wakeup
 from .carrier import Carrier
@@ -33,7 +31,7 @@ class Openers:
 
     def __init__(self, engine: Engine) -> None:
         self._engine = engine
-        self._queues: tuple[deque[_Turn], deque[_Turn]] = (deque(), deque())
+        self._queues: tuple[list[_Turn], list[_Turn]] = ([], [])
 
     def __bool__(self) -> bool:
         return any(self._queues)
@@ -70,7 +68,7 @@ class Openers:
         for unidirectional, queue in enumerate(self._queues):
             # Opened here, not by who waits: tasks that are woken together run in any order.
             while queue and self._engine.openable(unidirectional=bool(unidirectional)) > 0:
-                turn = queue.popleft()
+                turn = queue.pop(0)
                 turn.stream_id = self._engine.open(unidirectional=bool(unidirectional))
                 turn.wakeup.wake()
 

@@ -7,6 +7,7 @@ its window. `receive_exactly` and its kin grant credit for what they were asked 
 from __future__ import annotations
 
 from collections import deque
+from functools import partial
 from operator import index
 from typing import TYPE_CHECKING, Final
 
@@ -296,6 +297,10 @@ class ReceiveStream(StreamBase, trio.abc.ReceiveStream):
 
     def was_reset(self, code: int) -> None:
         """The carrier: the peer has reset the stream; what was not received is dropped (RFC 9000 section 3.2)."""
+        if not self._carrier.puts_off(code, partial(self._reset_by_peer, code)):
+            self._reset_by_peer(code)
+
+    def _reset_by_peer(self, code: int) -> None:
         if self._receive_end is None:
             self._receive_end = self._reset_error(code)
         self._drop()

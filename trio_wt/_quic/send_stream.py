@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import TYPE_CHECKING
 
 import trio
@@ -204,6 +205,10 @@ class SendStream(StreamBase, trio.abc.SendStream):
 
     def was_stopped(self, code: int) -> None:
         """The carrier: the peer does not want more."""
+        if not self._carrier.puts_off(code, partial(self._stopped_by_peer, code)):
+            self._stopped_by_peer(code)
+
+    def _stopped_by_peer(self, code: int) -> None:
         if self._send_end is None:
             self._send_end = self._reset_error(code)
         self._wake_sender()

@@ -13,7 +13,7 @@ back to the connection what they held of it.
 
 from __future__ import annotations
 
-from collections import deque
+from collections.abc import Callable
 from typing import ClassVar
 
 import trio
@@ -60,6 +60,8 @@ AnyStream = SendStream | ReceiveStream
 # Ids of streams that are long delivered are dropped when there are so many.
 _SWEEP = 256
 _ABOVE_ALL = 2**40
+# How long the end of a session may take to come, when its streams have been reset for it, in seconds.
+_GONE_PATIENCE = 1.0
 
 
 class _Turn:
@@ -80,6 +82,7 @@ class SessionCarrier(Carrier):
         stream: the session's own stream, taken and still open.
         credit: the session's flow control; None where it is off.
         settings: limits, times and codes.
+        later: calls something after some seconds, while the connection lasts.
 
     Attributes:
         session_id: the number of the session's own stream.
@@ -99,6 +102,7 @@ class SessionCarrier(Carrier):
         stream: RequestStream,
         credit: SessionCredit | None,
         settings: WebTransportSettings,
+        later: Callable[[float, Callable[[], None]], None],
     ) -> None:
         self.driver: Driver = driver
         self.settings: WebTransportSettings = settings
@@ -125,8 +129,12 @@ class SessionCarrier(Carrier):
         # Streams of this side's that may not be delivered yet.
         self._sending: set[int] = set()
         self._sweep_at = _SWEEP
-        self._openers: tuple[deque[_Turn], deque[_Turn]] = (deque(), deque())
+        self._openers: tuple[list[_Turn], list[_Turn]] = ([], [])
         self._changed = trio.lowlevel.ParkingLot()
+        self._later = later
+        # What is put off because the session seems to be gone.
+        self._put_off: list[Callable[[], None]] = []
+        self._is_believed_gone = False
 
     def start(self) -> None:
         """The session is open: hear what is said about it."""
@@ -271,6 +279,21 @@ class SessionCarrier(Carrier):
         if not 0 <= code <= MAX_APPLICATION_CODE:
             raise ValueError(f"an error code is at least 0 and less than 2^32, not {code}")
 
+    def puts_off(self, wire_code: int, action: Callable[[], None]) -> bool:
+        # Peers reset a session's streams before they say what its end was; that is what whoever waits is to be told.
+        if wire_code != Http3Code.WT_SESSION_GONE or self.end is not None or self._is_believed_gone:
+            return False
+        if not self._put_off:
+            self._later(_GONE_PATIENCE, self._believe_gone)
+        self._put_off.append(action)
+        return True
+
+    def _believe_gone(self) -> None:
+        self._is_believed_gone = True
+        actions, self._put_off = self._put_off, []
+        for action in actions:
+            action()
+
     def application_code(self, wire_code: int) -> int:
         return from_http3_code(wire_code) or 0
 
@@ -342,7 +365,7 @@ class SessionCarrier(Carrier):
             return
         for kind, queue in enumerate(self._openers):
             while queue and credit.may_open(kind):
-                turn = queue.popleft()
+                turn = queue.pop(0)
                 turn.granted = True
                 credit.opened(kind)
                 turn.wakeup.wake()
@@ -456,13 +479,14 @@ class SessionCarrier(Carrier):
             for stream_id in self._sending:
                 self._reset(stream_id, Http3Code.WT_SESSION_GONE)
         self.streams.clear()
+        self._put_off.clear()
         self._sending.clear()
         self._counted.clear()
         for part in (self.datagrams, self.incoming_streams, self.incoming_receive_streams):
             part.lost(end)
         for queue in self._openers:
             while queue:
-                queue.popleft().wakeup.wake()
+                queue.pop(0).wakeup.wake()
         driver.openers.give_up(self)
         self._changed.unpark_all()
         if self.settings.cancel_on_close and end.remote:

@@ -359,7 +359,9 @@ class WebTransportConnection:
             if 200 <= head.status < 300:
                 http3.protocol.became_tunnel(stream.stream_id)
                 credit = credit_of(http3, self._ours, self.settings.max_session_window)
-                carrier = SessionCarrier(self._driver, stream, credit, self.settings)
+                carrier = SessionCarrier(
+                    self._driver, stream, credit, self.settings, self._sessions.later
+                )
                 if priority is not None:
                     carrier.set_priority(priority)
                 opened.append(carrier)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
+from collections.abc import Callable
 from typing import Final
 
 import trio
@@ -140,6 +141,16 @@ class Sessions(SessionRouter):
         self._early.pop(stream_id, None)
 
     # ---- waiting for too long
+
+    def later(self, seconds: float, action: Callable[[], None]) -> None:
+        """Call something after some seconds, while the connection lasts."""
+
+        async def wait(_: trio.CancelScope) -> None:
+            await trio.sleep(seconds)
+            action()
+
+        if self.services is not None:
+            self.services.start_soon(wait, name="trio_wt WebTransport timer")
 
     def _expire_later(self) -> None:
         if not self._expiring and self.services is not None:

@@ -372,7 +372,9 @@ class _Server:
         stream.send_head([(b":status", b"200"), *fields_of(headers)])
         self._had_session = True
         credit = credit_of(http3, policy.ours, policy.settings.max_session_window)
-        carrier = SessionCarrier(self._driver, stream, credit, policy.settings)
+        carrier = SessionCarrier(
+            self._driver, stream, credit, policy.settings, self._sessions.later
+        )
         priority = request.headers.get("priority")
         if priority is not None:
             carrier.set_priority(Priority.parse(priority.encode("latin-1")))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Final
 
 from aioquic.buffer import Buffer  # type: ignore[attr-defined]
 from aioquic.quic.connection import (
@@ -24,6 +24,10 @@ from .reset_at import RESET_STREAM_AT, ReliableResets
 from .tables import ActiveStreams, Streams
 
 __all__ = ["Receiving"]
+
+
+_STREAM_EPOCHS: Final = frozenset((Epoch.ZERO_RTT, Epoch.ONE_RTT))
+_EPOCHS: Final[dict[frozenset[Epoch], frozenset[Epoch]]] = {}
 
 
 class _Quiet:
@@ -62,8 +66,10 @@ class Receiving(QuicConnection):
         # Of the streams that were forgotten since events were taken last.
         self._final_sizes: dict[int, int] = {}
         self._frame_handlers: dict[int, Any] = self.__dict__["_QuicConnection__frame_handlers"]
-        epochs = frozenset((Epoch.ZERO_RTT, Epoch.ONE_RTT))
-        self._frame_handlers[RESET_STREAM_AT] = (self._handle_reset_stream_at, epochs)
+        for kind, (handler, epochs) in self._frame_handlers.items():
+            # Equal sets are the same set: 7 KiB a connection.
+            self._frame_handlers[kind] = (handler, _EPOCHS.setdefault(epochs, epochs))
+        self._frame_handlers[RESET_STREAM_AT] = (self._handle_reset_stream_at, _STREAM_EPOCHS)
         self._now = 0.0
 
     # aioquic's name for what it walks to fill a packet.
