@@ -1,17 +1,16 @@
-"""``trio-wt connect``: a WebSocket client for people, and for scripts."""
+"""``trio-wt connect``: a client of WebSocket and WebTransport servers, for people and for scripts."""
 
 from __future__ import annotations
 
+import base64
 import math
-import os
 import signal
 import ssl
 import sys
-from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import click
-import trio
 
 from .._errors import ConnectionClosed, ConnectionClosedOK
 from .._protocol.deflate import Deflate
@@ -19,11 +18,15 @@ from .._websocket.client import open_websocket
 from .._websocket.settings import SettingsKwargs
 from .._websocket.websocket import WebSocket
 from .errors import CommandFailed, Interrupted, run_trio
+from .mode import Mode, until_signalled
 from .piped import pipe
 from .text import escape
+from .webtransport_connect import SessionOptions, certificate_hash, talk_over_webtransport
+from .webtransport_talk import KINDS, Kind
 
 __all__ = ["connect"]
 
+_SCHEMES = ("ws", "wss", "ws+unix", "https")
 _GOING_AWAY = 1001
 _ABNORMAL = 1006
 
@@ -49,6 +52,15 @@ def _auth(
     if not colon:
         password = click.prompt(f"Password of {user}", hide_input=True, err=True)
     return user, password
+
+
+def _hashes(
+    context: click.Context, parameter: click.Parameter, values: tuple[str, ...]
+) -> tuple[bytes, ...]:
+    try:
+        return tuple(map(certificate_hash, values))
+    except ValueError as exc:
+        raise click.BadParameter(f"{exc}.") from None
 
 
 def _seconds(context: click.Context, parameter: click.Parameter, value: float) -> float:
@@ -88,6 +100,14 @@ def _seconds(context: click.Context, parameter: click.Parameter, value: float) -
     type=click.Path(exists=True, dir_okay=False, path_type=Path),
     help="Trust the certificates in this file (PEM), instead of the system's.",
 )
+@click.option(
+    "--server-certificate-hash",
+    "hashes",
+    multiple=True,
+    callback=_hashes,
+    metavar="SHA256",
+    help="https: believe the server whose certificate has this hash; repeatable.",
+)
 @click.option("--insecure", is_flag=True, help="Accept any certificate. Dangerous.")
 @click.option("--proxy", metavar="URL", help="Go through this proxy, not the environment's.")
 @click.option(
@@ -95,11 +115,18 @@ def _seconds(context: click.Context, parameter: click.Parameter, value: float) -
 )
 @click.option("--no-compression", is_flag=True, help="Do not offer permessage-deflate.")
 @click.option(
+    "--send-as",
+    "kind",
+    type=click.Choice(KINDS),
+    default="stream",
+    help="https: what a line goes out as; the answer to a stream is printed.",
+)
+@click.option(
     "--max-size",
     type=click.IntRange(min=0),
     default=2**20,
     metavar="BYTES",
-    help="The largest message to receive; 0 for no limit.",
+    help="The largest message to receive; 0 for no limit. https: longer lines are cut up.",
 )
 @click.option(
     "--ping-interval",
@@ -128,7 +155,7 @@ def _seconds(context: click.Context, parameter: click.Parameter, value: float) -
 @click.option(
     "--binary",
     is_flag=True,
-    help="Send all of standard input as one binary message, write what is received as it is.",
+    help="Send all of standard input as one, write what is received as it is.",
 )
 @click.option("--no-history", is_flag=True, help="Do not keep what is entered.")
 def connect(
@@ -138,10 +165,12 @@ def connect(
     origin: str | None,
     auth: tuple[str, str] | None,
     cafile: Path | None,
+    hashes: tuple[bytes, ...],
     insecure: bool,
     proxy: str | None,
     no_proxy: bool,
     no_compression: bool,
+    kind: Kind,
     max_size: int,
     ping_interval: float,
     timeout: float,
@@ -149,7 +178,7 @@ def connect(
     binary: bool,
     no_history: bool,
 ) -> None:
-    """Talk to the WebSocket server at URL (ws://, wss:// or ws+unix://%2Fpath%2Fof%2Fsocket/).
+    """Talk to the server at URL: a WebSocket (ws://, wss:// or ws+unix://%2Fpath%2Fof%2Fsocket/), or WebTransport (https://).
 
     On a terminal it prompts for messages, with a history; /help there tells more.
 
@@ -158,12 +187,25 @@ def connect(
     digits, control characters escaped); when the input has ended and --linger has passed, the
     connection is closed.
 
+    With https each line goes out as a stream of its own, or what else --send-as says. Each line of what is received
+    is printed behind what it has come by: "stream 4: ", "receive-stream 3: " or "datagram: ".
+
     The exit code is 0 if the connection was closed cleanly, by either side.
     """
+    scheme = url.partition(":")[0].lower()
+    if scheme not in _SCHEMES:
+        raise CommandFailed(f"a URL must begin with ws://, wss://, ws+unix:// or https://")
+    over_quic = scheme == "https"
     if proxy is not None and no_proxy:
         raise click.UsageError("--proxy and --no-proxy exclude each other.")
+    if proxy is not None and over_quic:
+        raise click.UsageError("--proxy is not for https://: WebTransport goes over UDP.")
+    if hashes and not over_quic:
+        raise click.UsageError("--server-certificate-hash is for https:// only.")
     if cafile is not None and insecure:
         raise click.UsageError("--cafile and --insecure exclude each other.")
+    if hashes and (insecure or cafile is not None):
+        raise click.UsageError("--server-certificate-hash excludes --cafile and --insecure.")
     if insecure:
         click.echo(
             "WARNING: --insecure: the server's certificate is NOT verified; "
@@ -172,13 +214,28 @@ def connect(
         )
     if sys.stdout is None:
         raise CommandFailed("standard output is closed")
+    mode = Mode(binary=binary, linger=linger, keep_history=not no_history)
+    if over_quic:
+        options = SessionOptions(
+            headers=headers if auth is None else [*headers, _basic(auth)],
+            subprotocols=subprotocols,
+            origin=origin,
+            cafile=cafile,
+            hashes=hashes,
+            verify=not insecure,
+            keep_alive=ping_interval or None,
+            timeout=timeout,
+            kind=kind,
+            limit=max_size or None,
+        )
+        run_trio(partial(talk_over_webtransport, url, options, mode))
+        return
     ssl_context = _ssl_context(cafile, insecure=insecure)
     settings: SettingsKwargs = {
         "compression": None if no_compression else Deflate(),
         "max_message_size": max_size or None,
         "ping_interval": ping_interval or None,
     }
-    mode = _Mode(binary=binary, linger=linger, keep_history=not no_history)
 
     async def main() -> None:
         async with open_websocket(
@@ -192,13 +249,21 @@ def connect(
             handshake_timeout=timeout,
             **settings,
         ) as websocket:
-            end, caught = await _converse(websocket, mode)
+            end, caught = await until_signalled(partial(_talk, websocket, mode))
             if caught is not None:
                 signal.signal(caught, signal.SIG_DFL)  # a second one does not wait
                 await websocket.close(_GOING_AWAY)
         _report(websocket, mode, end, caught)
 
     run_trio(main)
+
+
+def _basic(auth: tuple[str, str]) -> tuple[str, str]:
+    """The header of RFC 7617."""
+    user, password = auth
+    if ":" in user:
+        raise CommandFailed("a user's name must not have a colon in it")
+    return "Authorization", f"Basic {base64.b64encode(f'{user}:{password}'.encode()).decode()}"
 
 
 def _ssl_context(cafile: Path | None, *, insecure: bool) -> ssl.SSLContext | None:
@@ -215,54 +280,19 @@ def _ssl_context(cafile: Path | None, *, insecure: bool) -> ssl.SSLContext | Non
     return None
 
 
-@dataclass(frozen=True, slots=True)
-class _Mode:
-    binary: bool
-    linger: float
-    keep_history: bool
+async def _talk(websocket: WebSocket, mode: Mode) -> ConnectionClosed | None:
+    if not mode.interactive:
+        return await pipe(websocket, binary=mode.binary, linger=mode.linger)
+    # prompt_toolkit takes a tenth of a second to import; scripts do without.
+    from .interactive import interact
+    from .prompt import history_path
 
-    @property
-    def interactive(self) -> bool:
-        """Whether there is a terminal, on which lines can be edited, to talk to a person."""
-        return (
-            not self.binary
-            and sys.stdin is not None
-            and sys.stdin.isatty()
-            and sys.stdout.isatty()
-            and os.environ.get("TERM") not in ("dumb", "unknown")
-        )
-
-
-async def _converse(
-    websocket: WebSocket, mode: _Mode
-) -> tuple[ConnectionClosed | None, signal.Signals | None]:
-    """Talk until it ends: by the peer, by this side, or by a signal."""
-    end: ConnectionClosed | None = None
-    caught: signal.Signals | None = None
-    with trio.open_signal_receiver(signal.SIGINT, signal.SIGTERM) as signals:
-        async with trio.open_nursery() as nursery:
-
-            async def watch() -> None:
-                nonlocal caught
-                caught = signal.Signals(await anext(signals))
-                nursery.cancel_scope.cancel()
-
-            nursery.start_soon(watch)
-            if mode.interactive:
-                # prompt_toolkit takes a tenth of a second to import; scripts do without.
-                from .interactive import interact
-                from .prompt import history_path
-
-                end = await interact(websocket, history_path() if mode.keep_history else None)
-            else:
-                end = await pipe(websocket, binary=mode.binary, linger=mode.linger)
-            nursery.cancel_scope.cancel()
-    return end, caught
+    return await interact(websocket, history_path() if mode.keep_history else None)
 
 
 def _report(
     websocket: WebSocket,
-    mode: _Mode,
+    mode: Mode,
     end: ConnectionClosed | None,
     caught: signal.Signals | None,
 ) -> None:

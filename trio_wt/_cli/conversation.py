@@ -32,7 +32,7 @@ class Conversation(ABC):
     """
 
     #: What /help prints.
-    help_text: ClassVar[str]
+    help_text: str
     #: The codes with which Ctrl-D and Ctrl-C close.
     done_code: ClassVar[int]
     interrupted_code: ClassVar[int]

@@ -1,26 +1,18 @@
-"""A WebSocket between standard input and standard output, for scripts.
-
-Both are read and written in worker threads, straight from and to the descriptors: a reader that does not come to an
-end, or a writer that nobody reads from, then can be left behind when the connection ends, and holds no lock that
-the interpreter wants at exit.
-"""
+"""A WebSocket between standard input and standard output, for scripts."""
 
 from __future__ import annotations
 
-import os
 import sys
-from typing import Final
 
 import trio
 
 from .._errors import ConnectionClosed
 from .._websocket.websocket import WebSocket
 from .errors import CommandFailed
+from .lines import Lines, read_input, write_output
 from .text import escape, hexadecimal
 
 __all__ = ["pipe"]
-
-_CHUNK: Final = 65536
 
 
 async def pipe(websocket: WebSocket, *, binary: bool, linger: float) -> ConnectionClosed | None:
@@ -49,7 +41,7 @@ async def pipe(websocket: WebSocket, *, binary: bool, linger: float) -> Connecti
             try:
                 while True:
                     messages = await websocket.receive_many()
-                    await _write(b"".join(_encode(message, raw=raw) for message in messages))
+                    await write_output(b"".join(_encode(message, raw=raw) for message in messages))
             except ConnectionClosed as exc:
                 end = exc
             except BrokenPipeError as exc:
@@ -80,23 +72,19 @@ def _encode(message: str | bytes, *, raw: bool) -> bytes:
 
 async def _send_all(websocket: WebSocket) -> None:
     async with websocket.send_stream(text=False) as message:
-        while chunk := await _read():
+        while chunk := await read_input():
             await message.send(chunk)
 
 
 async def _send_lines(websocket: WebSocket) -> None:
     number = 1
-    begun: list[bytes] = []  # of a line that has not come to its end
-    while chunk := await _read():
-        first, *lines = chunk.split(b"\n")
-        begun.append(first)
-        if lines:
-            complete = [b"".join(begun), *lines[:-1]]
-            begun = [lines[-1]]
+    lines = Lines()
+    while chunk := await read_input():
+        if complete := lines.feed(chunk):
             await websocket.send_many(_decode(line, number + i) for i, line in enumerate(complete))
             number += len(complete)
-    if any(begun):
-        await websocket.send(_decode(b"".join(begun), number))
+    for line in lines.end():
+        await websocket.send(_decode(line, number))
 
 
 def _decode(line: bytes, number: int) -> str:
@@ -106,22 +94,3 @@ def _decode(line: bytes, number: int) -> str:
         raise CommandFailed(
             f"line {number} of standard input is not UTF-8; --binary sends any bytes"
         ) from None
-
-
-async def _read() -> bytes:
-    if sys.stdin is None:  # closed by whoever started this
-        await trio.lowlevel.checkpoint()
-        return b""
-    descriptor = sys.stdin.fileno()
-    return await trio.to_thread.run_sync(os.read, descriptor, _CHUNK, abandon_on_cancel=True)
-
-
-async def _write(data: bytes) -> None:
-    descriptor = sys.stdout.fileno()
-
-    def write() -> None:
-        rest = memoryview(data)
-        while rest:
-            rest = rest[os.write(descriptor, rest) :]
-
-    await trio.to_thread.run_sync(write, abandon_on_cancel=True)

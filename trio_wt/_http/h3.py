@@ -71,6 +71,10 @@ class SessionRouter(ABC):
     def shutting_down(self) -> None:
         """The server is to come to its end."""
 
+    @abstractmethod
+    def give_up(self, reason: str) -> None:
+        """Close all sessions."""
+
 
 class Http3(Upper):
     """HTTP/3 on a connection.
@@ -169,6 +173,10 @@ class Http3(Upper):
         """The server is to come to its end: GOAWAY, and sessions are told to drain."""
         self.go_away()
         self.router.shutting_down()
+
+    def give_up(self, reason: str) -> None:
+        """Sessions are closed; the connection is when its handlers have ended."""
+        self.router.give_up(reason)
 
     # ---- requests
 

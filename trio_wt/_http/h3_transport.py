@@ -34,6 +34,9 @@ class Http3Transport(Transport):
     async def receive(self) -> bytes:
         return await self._stream.receive_some()
 
+    def send_nowait(self, data: bytes) -> int:
+        return self._stream.send_content_nowait(data)
+
     async def send_some(self, pieces: Pieces) -> None:
         parts: list[bytes | memoryview] = []
         size = 0

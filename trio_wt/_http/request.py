@@ -147,11 +147,17 @@ class Request:
 
         Raises:
             RuntimeError: it was decided before.
-            ValueError: the status is not final, or a header is not valid.
+            ValueError: the status is not final, or a header is not valid; or it is 2xx for a session over HTTP/3, which would
+                open that (RFC 9220 section 3).
         """
         self._check_undecided()
         if not 200 <= status <= 599:
             raise ValueError(f"the status must be 200 to 599, not {status}")
+        if status < 300 and self.asks_for_session and self.method == "CONNECT":
+            raise ValueError(
+                f"status {status} would open the session that this request asks for: accept() it, "
+                "or look at asks_for_session first"
+            )
         payload = body.encode() if isinstance(body, str) else bytes(body)
         self._decision = Reject(status, Headers(headers), payload)
 

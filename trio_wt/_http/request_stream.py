@@ -37,6 +37,8 @@ def fields_of(headers: Headers) -> Fields:
     ]
 
 
+# A type and a length.
+_MAX_FRAME_HEAD = 9
 _CONNECTION_SPECIFIC = {"connection", "keep-alive", "proxy-connection", "transfer-encoding"}
 
 
@@ -205,6 +207,16 @@ class RequestStream(Stream):
         """Send content; otherwise as `SendStream.send_all`."""
         head = self.http3.protocol.encode_content_head(len(data))
         await self.send_all(b"".join((head, data)), eof=end)
+
+    def send_content_nowait(self, data: bytes) -> int:
+        """Send as much content as there is room for: how many bytes that is."""
+        if self._sending or self._send_end is not None:
+            return 0
+        size = min(len(data), self._carrier.room(self._stream_id) - _MAX_FRAME_HEAD)
+        if size <= 0:
+            return 0
+        self.send_content_now(data if size == len(data) else data[:size])
+        return size
 
     def send_content_now(self, data: bytes, *, end: bool = False) -> None:
         """Send a little content at once, whether or not there is room."""

@@ -185,7 +185,7 @@ class _Server:
         for driver in list(self._serving):
             # First cancelled, so that no handler is woken by the end of its connection; nothing runs in between.
             driver.cancel_scope.cancel()
-            driver.shut(0, _SHUT_DOWN)
+            driver.upper.give_up(_SHUT_DOWN)
         await self.wait_idle()
 
     async def wait_idle(self) -> None:

@@ -38,6 +38,10 @@ class Upper(ABC):
         """The server is to come to its end, and accepts no more connections."""
 
     @abstractmethod
+    def give_up(self, reason: str) -> None:
+        """The time for that is up, and handlers have been cancelled: close what stands on the connection, or the connection."""
+
+    @abstractmethod
     def opened(self, stream_id: int) -> None:
         """The peer has opened a stream: `Driver.adopt` what takes it in, or forget it by releasing it."""
 
@@ -78,6 +82,10 @@ class RawStreams(Upper):
 
     def shutting_down(self) -> None:
         """Handlers are not told; they are given some time, and cancelled after that."""
+
+    def give_up(self, reason: str) -> None:
+        """The connection is all there is."""
+        self._driver.shut(0, reason)
 
     def opened(self, stream_id: int) -> None:
         driver = self._driver

@@ -367,12 +367,16 @@ class Connection:
 
     def _is_over(self) -> bool:
         """Whether nothing is left to do but to close the transport."""
-        if self._lost:
+        is_closed = self.protocol.state is State.CLOSED
+        if self._lost and not (is_closed and self._cause is None):
             return True
         if not self.outbox.is_empty:
+            # Also where the peer has ended its direction right behind its Close: ours is to be answered.
             return False
+        if self._lost:
+            return True
         # RFC 6455 section 7.1.1: the server closes first, and the client waits for that.
-        return self.protocol.state is State.CLOSED and not self._client
+        return is_closed and not self._client
 
     @property
     def _patience(self) -> float:

@@ -95,6 +95,10 @@ class Sessions(SessionRouter):
             else:
                 session.drain_peer()
 
+    def give_up(self, reason: str) -> None:
+        for session in list(self.open.values()):
+            session.shut(self._settings.cancelled_code, reason)
+
     def priority_updated(self, stream_id: int, value: bytes) -> None:
         """A client has thought again about a session's priority."""
         session = self.open.get(stream_id)

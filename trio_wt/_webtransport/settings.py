@@ -80,4 +80,6 @@ class WebTransportSettings(QuicSettings):
             max_receive_streams=self.max_receive_streams + _CRITICAL_STREAMS,
             cancelled_code=Http3Code.REQUEST_CANCELLED,
             failed_code=Http3Code.INTERNAL_ERROR,
+            # It is the sessions' blocks that are cancelled.
+            cancel_on_close=False,
         )
