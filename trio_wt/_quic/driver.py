@@ -301,7 +301,8 @@ class Driver(Carrier):
         if self._dirty or self.engine.has_work:
             self.wake()
         else:
-            self._arm()
+            # The engine's last sight of the clock is a moment old at most.
+            self._arm(self.engine.now)
 
     def push(self) -> None:
         # In a burst only the first goes this way, so that the writer can put the others into as few packets as possible.
@@ -321,7 +322,7 @@ class Driver(Carrier):
             self._outgoing = out[sent:]
             self._idle.wake()
         else:
-            self._arm()
+            self._arm(now)
 
     def _flush(self, now: float) -> list[Datagram]:
         """The packets to send, after which streams may have room again."""
@@ -337,11 +338,11 @@ class Driver(Carrier):
                 stream.room_changed()
         return out
 
-    def _arm(self) -> None:
+    def _arm(self, now: float) -> None:
         """See to it that the writer runs when the timer is due; it may run earlier, and find that it is not."""
         scope = self._scope
         # An acknowledgement is put off for a millisecond, and nothing else that is new is due earlier.
-        if scope is not None and scope.deadline > trio.current_time() + _ACK_DELAY:
+        if scope is not None and scope.deadline > now + _ACK_DELAY:
             due = self._deadline()
             if due < scope.deadline:
                 scope.deadline = due

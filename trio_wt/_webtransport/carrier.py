@@ -244,11 +244,7 @@ class SessionCarrier(Carrier):
     def _consumed(self, count: int) -> None:
         if self._credit is not None and self.end is None:
             engine = self.driver.engine
-            self._tell(
-                self._credit.consumed(
-                    count, trio.current_time(), engine.rtt or engine.probe_timeout
-                )
-            )
+            self._tell(self._credit.consumed(count, engine.now, engine.rtt or engine.probe_timeout))
 
     def settle(self, stream_id: int) -> None:
         counted = self._counted.pop(stream_id, None)

@@ -52,19 +52,29 @@ class StreamsLimit(Limit):
 
     Attributes:
         released: streams that the application is done with.
+        granted: the same as ``value``, and quicker to read.
     """
 
     def __init__(self, frame_type: int, name: str, value: int) -> None:
-        self.released: int = 0
-        self._discarded = 0
-        self._base = value
+        self._released = self._discarded = 0
+        self._base = self.granted = value
         super().__init__(frame_type, name, value)
 
     @property
+    def released(self) -> int:
+        return self._released
+
+    @released.setter
+    def released(self, released: int) -> None:
+        self._released = released
+        self.granted = self._base + min(released, self._discarded)
+
+    @property
     def value(self) -> int:
-        return self._base + min(self.released, self._discarded)
+        return self.granted
 
     @value.setter
     def value(self, value: int) -> None:
         # The one assignment but the first is `value += 1`.
-        self._discarded += value - self.value
+        self._discarded += value - self.granted
+        self.granted = self._base + min(self._released, self._discarded)

@@ -247,6 +247,11 @@ class Engine(Figures):
             self._path_changed(path.addr)
 
     @property
+    def now(self) -> float:
+        """The time of the last call that told it."""
+        return self._now
+
+    @property
     def has_events(self) -> bool:
         """Whether something has happened that was not taken."""
         return bool(self._events)

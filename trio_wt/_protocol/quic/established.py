@@ -11,7 +11,6 @@ from typing import Any, Final
 
 from aioquic.buffer import Buffer, size_uint_var  # type: ignore[attr-defined]
 from aioquic.quic.connection import (
-    Limit,
     NetworkAddress,
     QuicConnectionError,
     QuicConnectionId,
@@ -178,7 +177,7 @@ class Established(Sending):
     def _handle_frames(self, context: QuicReceiveContext, payload: bytes) -> bool:
         """Handle a packet's frames; whether it needs an acknowledgement."""
         buf = Buffer(data=payload)
-        handlers = self._frame_handlers
+        handlers = self._short_handlers
         eliciting = False
         if not payload:
             raise QuicConnectionError(
@@ -190,12 +189,13 @@ class Established(Sending):
                 frame_type = buf.pull_uint_var()
                 if frame_type in _STREAM:
                     self._take_stream_frame(context, frame_type, buf)
-                elif frame_type not in handlers or Epoch.ONE_RTT not in handlers[frame_type][1]:
-                    raise QuicConnectionError(
-                        QuicErrorCode.FRAME_ENCODING_ERROR, frame_type, "unknown frame type"
-                    )
                 else:
-                    handlers[frame_type][0](context, frame_type, buf)
+                    handler = handlers.get(frame_type)
+                    if handler is None:
+                        raise QuicConnectionError(
+                            QuicErrorCode.FRAME_ENCODING_ERROR, frame_type, "unknown frame type"
+                        )
+                    handler(context, frame_type, buf)
             except StreamFinishedError:
                 pass  # of a stream that is no longer known
             except ValueError as exc:  # BufferReadError, that is
@@ -478,9 +478,10 @@ def _unprotect(crypto: CryptoPair, data: bytes, expected: int) -> tuple[int, byt
     return first, recv.aead.decrypt(data[end:], header, number), number
 
 
-def _is_due(limit: Limit) -> bool:
+def _is_due(limit: Any) -> bool:
     """Whether a raised MAX_STREAMS is worth a frame, as aioquic sees it."""
-    return limit.sent - limit.used < limit.value - limit.sent
+    due: bool = 2 * limit.sent - limit.used < limit.granted
+    return due
 
 
 class _Road:

@@ -70,6 +70,11 @@ class Receiving(QuicConnection):
             # Equal sets are the same set: 7 KiB a connection.
             self._frame_handlers[kind] = (handler, _EPOCHS.setdefault(epochs, epochs))
         self._frame_handlers[RESET_STREAM_AT] = (self._handle_reset_stream_at, _STREAM_EPOCHS)
+        self._short_handlers: dict[int, Any] = {
+            kind: handler
+            for kind, (handler, epochs) in self._frame_handlers.items()
+            if Epoch.ONE_RTT in epochs
+        }
         self._now = 0.0
 
     # aioquic's name for what it walks to fill a packet.
