@@ -47,6 +47,7 @@ class Sessions(SessionRouter):
         self._settings = settings
         self._early: dict[int, _EarlyStream] = {}
         self._early_datagrams: deque[tuple[int, bytes, float]] = deque()
+        self._early_priorities: dict[int, Priority] = {}
         self._expiring = False
 
     # ---- sessions
@@ -57,6 +58,9 @@ class Sessions(SessionRouter):
         self._pending.discard(session_id)
         self.open[session_id] = session
         session.start()
+        priority = self._early_priorities.pop(session_id, None)
+        if priority is not None:
+            session.set_priority(priority)
         for stream_id, early in list(self._early.items()):
             if early.head.session_id == session_id:
                 del self._early[stream_id]
@@ -74,6 +78,7 @@ class Sessions(SessionRouter):
     def request_over(self, stream_id: int) -> None:
         self.open.pop(stream_id, None)
         self._pending.discard(stream_id)
+        self._early_priorities.pop(stream_id, None)
         for early_id, early in list(self._early.items()):
             if early.head.session_id == stream_id:
                 del self._early[early_id]
@@ -104,6 +109,12 @@ class Sessions(SessionRouter):
         session = self.open.get(stream_id)
         if session is not None:
             session.set_priority(Priority.parse(value))
+        elif not self._is_gone(stream_id) and (
+            stream_id in self._early_priorities
+            or len(self._early_priorities) < self._settings.max_early_streams
+        ):
+            # It may overtake the request (RFC 9218 section 7).
+            self._early_priorities[stream_id] = Priority.parse(value)
 
     # ---- what arrives
 
