@@ -133,7 +133,7 @@ class Sessions(SessionRouter):
         elif len(self._early) >= self._settings.max_early_streams:
             refuse_stream(driver, stream_id, head, Http3Code.WT_BUFFERED_STREAM_REJECTED, fin=fin)
         else:
-            early = _EarlyStream(self, stream_id, head, trio.current_time())
+            early = _EarlyStream(self, stream_id, head, self._due_at())
             self._early[stream_id] = early
             driver.adopt(stream_id, early)
             early.fin = fin
@@ -148,7 +148,7 @@ class Sessions(SessionRouter):
             and len(self._early_datagrams) < self._settings.max_early_datagrams
             and len(data) <= _LARGEST_EARLY_DATAGRAM
         ):
-            self._early_datagrams.append((stream_id, data, trio.current_time()))
+            self._early_datagrams.append((stream_id, data, self._due_at()))
             self._expire_later()
 
     def forget_early(self, stream_id: int) -> None:
@@ -167,6 +167,9 @@ class Sessions(SessionRouter):
         if self.services is not None:
             self.services.start_soon(wait, name="trio_wt WebTransport timer")
 
+    def _due_at(self) -> float:
+        return trio.current_time() + self._settings.early_timeout
+
     def _expire_later(self) -> None:
         if not self._expiring and self.services is not None:
             self._expiring = True
@@ -174,17 +177,16 @@ class Sessions(SessionRouter):
 
     async def _expire(self, _: trio.CancelScope) -> None:
         while self._early or self._early_datagrams:
-            since = min(
-                [early.since for early in self._early.values()]
+            due = min(
+                [early.due for early in self._early.values()]
                 + [entry[2] for entry in self._early_datagrams]
             )
-            await trio.sleep_until(since + self._settings.early_timeout)
-            limit = trio.current_time() - self._settings.early_timeout
+            await trio.sleep_until(due)
             for stream_id, early in list(self._early.items()):
-                if early.since <= limit:
+                if early.due <= due:
                     del self._early[stream_id]
                     early.refuse(Http3Code.WT_BUFFERED_STREAM_REJECTED)
-            while self._early_datagrams and self._early_datagrams[0][2] <= limit:
+            while self._early_datagrams and self._early_datagrams[0][2] <= due:
                 self._early_datagrams.popleft()
         self._expiring = False
 
@@ -192,13 +194,13 @@ class Sessions(SessionRouter):
 class _EarlyStream:
     """A stream that came before its session; what it carries is held, and its window keeps that small."""
 
-    __slots__ = ("_data", "_sessions", "_stream_id", "fin", "head", "since")
+    __slots__ = ("_data", "_sessions", "_stream_id", "due", "fin", "head")
 
-    def __init__(self, sessions: Sessions, stream_id: int, head: StreamHead, since: float) -> None:
+    def __init__(self, sessions: Sessions, stream_id: int, head: StreamHead, due: float) -> None:
         self._sessions = sessions
         self._stream_id = stream_id
         self.head = head
-        self.since = since
+        self.due = due
         self.fin = False
         self._data = bytearray(head.rest)
 
