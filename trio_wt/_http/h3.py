@@ -299,11 +299,12 @@ class Http3(Upper):
 class _Undecided:
     """A stream of the peer's whose head has not come yet."""
 
-    __slots__ = ("_http3", "_reader", "_stream_id")
+    __slots__ = ("_http3", "_reader", "_stopped", "_stream_id")
 
     def __init__(self, http3: Http3, stream_id: int) -> None:
         self._http3 = http3
         self._stream_id = stream_id
+        self._stopped: int | None = None
         self._reader = StreamHeadReader(unidirectional=bool(stream_id & 2))
 
     def arrived(self, data: bytes, *, fin: bool) -> None:
@@ -315,6 +316,9 @@ class _Undecided:
                 http3.driver.consume(stream_id, head.size)
             with http3.guard():
                 http3.decided(stream_id, head, fin=fin)
+            taker = http3.driver.sink(stream_id)
+            if self._stopped is not None and taker is not None and taker is not self:
+                taker.was_stopped(self._stopped)
         elif fin:
             # Too short to be anything (RFC 9114 section 6.2).
             http3.discard(stream_id, held + len(data), fin=True)
@@ -327,7 +331,8 @@ class _Undecided:
             http3.driver.reset(stream_id, Http3Code.REQUEST_CANCELLED)
 
     def was_stopped(self, code: int) -> None:
-        """The engine has reset what we would send; that it will be read all the same is no harm."""
+        # For whoever takes it.
+        self._stopped = code
 
     def lost(self, end: ConnectionClosed) -> None:
         """Nobody waits for it."""

@@ -213,6 +213,22 @@ class _Message:
         self.interim = 0
 
 
+class _ControlReader(FrameReader):
+    """The peer's control stream, on which SETTINGS must come first, also before what nobody knows (RFC 9114 section 6.2.1)."""
+
+    __slots__ = ("_begun",)
+
+    def __init__(self, held: Mapping[int, int], *, takes_data: bool) -> None:
+        super().__init__(held, takes_data=takes_data)
+        self._begun = False
+
+    def check(self, kind: int) -> None:
+        if not self._begun and kind != FrameType.SETTINGS:
+            raise Http3Error(Http3Code.MISSING_SETTINGS, "SETTINGS must come first")
+        self._begun = True
+        super().check(kind)
+
+
 class Http3Protocol:
     """One side of an HTTP/3 connection.
 
@@ -257,7 +273,7 @@ class Http3Protocol:
             held[FrameType.MAX_PUSH_ID] = _MAX_INTEGER_FRAME
             held[FrameType.PRIORITY_UPDATE] = _MAX_PRIORITY
             held[FrameType.PRIORITY_UPDATE_PUSH] = _MAX_PRIORITY
-        self._control = FrameReader(held, takes_data=False)
+        self._control = _ControlReader(held, takes_data=False)
         self._critical: dict[StreamType, int] = {}
         self._max_push_id = -1
 
@@ -350,18 +366,14 @@ class Http3Protocol:
         )
 
     def _receive_control(self, frame: int, payload: bytes) -> Iterator[Http3Event]:
+        if frame == OVERSIZE:
+            raise Http3Error(Http3Code.EXCESSIVE_LOAD, "a control frame of too many bytes")
         if self.peer_settings is None:
-            if frame == OVERSIZE:
-                raise Http3Error(Http3Code.EXCESSIVE_LOAD, "a control frame of too many bytes")
-            if frame != FrameType.SETTINGS:
-                raise Http3Error(Http3Code.MISSING_SETTINGS, "SETTINGS must come first")
             self.peer_settings = parse_settings(payload)
             yield SettingsReceived(self.peer_settings)
             return
         if frame == FrameType.SETTINGS:
             raise Http3Error(Http3Code.FRAME_UNEXPECTED, "a second SETTINGS")
-        if frame == OVERSIZE:
-            raise Http3Error(Http3Code.EXCESSIVE_LOAD, "a control frame of too many bytes")
         number = varint.decode(payload)
         if number is None:
             raise Http3Error(Http3Code.FRAME_ERROR, "a control frame that is cut off")

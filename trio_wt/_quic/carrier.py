@@ -79,6 +79,10 @@ class Carrier(ABC):
         """Give up sending on a stream."""
 
     @abstractmethod
+    def abandoned(self, stream_id: int) -> None:
+        """Nothing more of a stream will be sent: it was reset here, or stopped by the peer."""
+
+    @abstractmethod
     def prioritise(self, stream_id: int, priority: int) -> None:
         """Serve a stream before those of a lower priority."""
 

@@ -230,6 +230,10 @@ class Driver(Carrier):
         if self.end is not None:
             stream.lost(self.end)
 
+    def sink(self, stream_id: int) -> Sink | None:
+        """Where a stream's events go."""
+        return self._streams.get(stream_id)
+
     def forget(self, stream_id: int) -> None:
         """A stream's events go nowhere any more."""
         self._streams.pop(stream_id, None)
@@ -254,6 +258,9 @@ class Driver(Carrier):
     def reset(self, stream_id: int, code: int) -> None:
         self.engine.reset(stream_id, code)
         self.wake()
+
+    def abandoned(self, stream_id: int) -> None:
+        """The engine knows."""
 
     def stop(self, stream_id: int, code: int) -> None:
         self.engine.stop(stream_id, code)

@@ -176,6 +176,7 @@ class SendStream(StreamBase, trio.abc.SendStream):
         """
         self._carrier.check_code(code)
         self._carrier.reset(self._stream_id, code)
+        self._carrier.abandoned(self._stream_id)
         self._close_sending()
 
     async def aclose(self) -> None:
@@ -209,6 +210,7 @@ class SendStream(StreamBase, trio.abc.SendStream):
             self._stopped_by_peer(code)
 
     def _stopped_by_peer(self, code: int) -> None:
+        self._carrier.abandoned(self._stream_id)
         if self._send_end is None:
             self._send_end = self._reset_error(code)
         self._wake_sender()

@@ -126,6 +126,8 @@ class SessionCarrier(Carrier):
         )
         # What of each stream has come that counts for the session, until its end has.
         self._counted: dict[int, int] = {}
+        # Streams whose unsent bytes are given back to the session if they are reset.
+        self._charged: set[int] = set()
         # Streams of this side's that may not be delivered yet.
         self._sending: set[int] = set()
         self._sweep_at = _SWEEP
@@ -167,8 +169,7 @@ class SessionCarrier(Carrier):
             self.asked_to_drain()
         elif isinstance(event, CreditGrown):
             self._grant_turns()
-            for stream in list(self.blocked):
-                stream.room_changed()
+            self._room_grew()
         elif isinstance(event, DatagramReceived):
             self.datagrams.arrived(event.data)
 
@@ -206,10 +207,28 @@ class SessionCarrier(Carrier):
 
     def _reset(self, stream_id: int, wire_code: int) -> None:
         # The peer must learn which session the stream was of (draft-ietf-webtrans-http3-16 section 4.4).
-        ours = (stream_id & 1) != self.driver.is_client
-        size = len(self._heads[stream_id >> 1 & 1]) if ours else 0
-        self.driver.engine.reset(stream_id, wire_code, size)
+        self.driver.engine.reset(stream_id, wire_code, self._head_size(stream_id))
         self.driver.wake()
+
+    def abandoned(self, stream_id: int) -> None:
+        credit = self._credit
+        if credit is None or stream_id not in self._charged or self.end is not None:
+            return
+        # What the peer will not hear of was charged to no purpose.
+        self._charged.discard(stream_id)
+        refund = self.driver.engine.never_sent(stream_id, self._head_size(stream_id))
+        if refund:
+            credit.sent(-refund)
+            self._room_grew()
+
+    def _head_size(self, stream_id: int) -> int:
+        """How long the head of what this side sends on a stream is."""
+        ours = (stream_id & 1) != self.driver.is_client
+        return len(self._heads[stream_id >> 1 & 1]) if ours else 0
+
+    def _room_grew(self) -> None:
+        for stream in list(self.blocked):
+            stream.room_changed()
 
     def prioritise(self, stream_id: int, priority: int) -> None:
         self.driver.prioritise(stream_id, self.base_priority + priority)
@@ -264,6 +283,7 @@ class SessionCarrier(Carrier):
     def release(self, stream_id: int) -> None:
         if self.streams.pop(stream_id, None) is None:
             return
+        self._charged.discard(stream_id)
         self.driver.release(stream_id)
         if stream_id in self._counted and self.end is None:
             # What still comes of it counts for the session, up to its end.
@@ -379,6 +399,7 @@ class SessionCarrier(Carrier):
 
     def _follow(self, stream_id: int) -> None:
         self._sending.add(stream_id)
+        self._charged.add(stream_id)
         if len(self._sending) >= self._sweep_at:
             self._sending = set(filter(self.driver.engine.is_undelivered, self._sending))
             self._sweep_at = _SWEEP + 2 * len(self._sending)
@@ -476,6 +497,7 @@ class SessionCarrier(Carrier):
                 self._reset(stream_id, Http3Code.WT_SESSION_GONE)
         self.streams.clear()
         self._put_off.clear()
+        self._charged.clear()
         self._sending.clear()
         self._counted.clear()
         for part in (self.datagrams, self.incoming_streams, self.incoming_receive_streams):

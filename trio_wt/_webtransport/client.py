@@ -13,7 +13,7 @@ from .._quic.client import QuicEndpoint, connect
 from .._quic.sessions import SessionStore
 from .._quic.tls import ClientTLS
 from .._transport.udp import DatagramSocket
-from .connection import WebTransportConnection
+from .connection import WebTransportConnection, check_session_protocols, with_origin
 from .session import WebTransportSession
 from .settings import WebTransportSettings, WebTransportSettingsKwargs
 from .upper import ALPN, http3_settings, make_upper
@@ -117,6 +117,9 @@ async def open_webtransport(
 
     Leaving the block closes the session, as `WebTransportSession` says, and its connection.
     """
+    target = parse_https_url(url).target
+    extra = with_origin(headers, origin)
+    check_session_protocols(subprotocols)
     async with (
         open_webtransport_connection(
             url,
@@ -129,10 +132,9 @@ async def open_webtransport(
             **settings,
         ) as connection,
         connection.open_session(
-            parse_https_url(url).target,
+            target,
             subprotocols=subprotocols,
-            headers=headers,
-            origin=origin,
+            headers=extra,
             priority=priority,
             handshake_timeout=handshake_timeout,
         ) as session,

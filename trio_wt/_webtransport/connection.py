@@ -43,6 +43,7 @@ __all__ = [
     "check_request_headers",
     "check_session_protocols",
     "credit_of",
+    "with_origin",
 ]
 
 _USER_AGENT: Final = f"trio-wt/{__version__}"
@@ -312,7 +313,7 @@ class WebTransportConnection:
 
         Leaving the block closes the session, as `WebTransportSession` says.
         """
-        extra = _with_origin(headers, origin)
+        extra = with_origin(headers, origin)
         check_session_protocols(subprotocols)
         target = self._resolve(target)
         try:
@@ -442,7 +443,7 @@ class WebTransportConnection:
 
         Leaving the block closes the WebSocket, as for `open_websocket`.
         """
-        extra = _with_origin(headers, origin)
+        extra = with_origin(headers, origin)
         handshake.check_subprotocols(subprotocols)
         target = self._resolve(target)
         try:
@@ -499,7 +500,12 @@ class WebTransportConnection:
         return connection, websocket
 
 
-def _with_origin(headers: HeadersLike, origin: str | None) -> Headers:
+def with_origin(headers: HeadersLike, origin: str | None) -> Headers:
+    """A caller's headers, checked, with an Origin.
+
+    Raises:
+        ValueError: one of them is not valid, or belongs to the request.
+    """
     extra = Headers(headers)
     check_request_headers(extra)
     if origin is not None:

@@ -79,6 +79,9 @@ class Sessions(SessionRouter):
         self.open.pop(stream_id, None)
         self._pending.discard(stream_id)
         self._early_priorities.pop(stream_id, None)
+        if self._early_datagrams:
+            kept = [entry for entry in self._early_datagrams if entry[0] != stream_id]
+            self._early_datagrams = deque(kept)
         for early_id, early in list(self._early.items()):
             if early.head.session_id == stream_id:
                 del self._early[early_id]
@@ -194,7 +197,7 @@ class Sessions(SessionRouter):
 class _EarlyStream:
     """A stream that came before its session; what it carries is held, and its window keeps that small."""
 
-    __slots__ = ("_data", "_sessions", "_stream_id", "due", "fin", "head")
+    __slots__ = ("_data", "_sessions", "_stopped", "_stream_id", "due", "fin", "head")
 
     def __init__(self, sessions: Sessions, stream_id: int, head: StreamHead, due: float) -> None:
         self._sessions = sessions
@@ -203,6 +206,7 @@ class _EarlyStream:
         self.due = due
         self.fin = False
         self._data = bytearray(head.rest)
+        self._stopped: int | None = None
 
     def _whole(self) -> StreamHead:
         head = self.head
@@ -211,6 +215,9 @@ class _EarlyStream:
     def hand_over(self, session: SessionCarrier) -> None:
         """Its session is open."""
         session.stream_opened(self._stream_id, self._whole(), fin=self.fin)
+        taker = session.driver.sink(self._stream_id)
+        if self._stopped is not None and taker is not None and taker is not self:
+            taker.was_stopped(self._stopped)
 
     def refuse(self, code: Http3Code) -> None:
         """Its session will not open."""
@@ -230,7 +237,8 @@ class _EarlyStream:
         driver.settle(self._stream_id)
 
     def was_stopped(self, code: int) -> None:
-        """The engine has reset what would be sent; whoever gets the stream finds that out."""
+        # For whoever takes it.
+        self._stopped = code
 
     def lost(self, end: ConnectionClosed) -> None:
         """Nobody waits for it."""

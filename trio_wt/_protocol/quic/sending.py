@@ -98,6 +98,13 @@ class Sending(Receiving):
             for stream in self._streams.every()
         )
 
+    def never_sent(self, stream_id: int, offset: int) -> int:
+        """Bytes of a stream, from an offset on, that were not in any packet, and, once it is reset, will never be."""
+        stream = self._streams.get(stream_id)
+        if stream is None:
+            return 0
+        return max(0, stream.sender._buffer_stop - max(stream.sender.highest_offset, offset))
+
     def is_undelivered(self, stream_id: int) -> bool:
         """Whether something of a stream was not acknowledged yet, its end among it."""
         stream = self._streams.get(stream_id)
