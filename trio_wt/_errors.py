@@ -174,7 +174,8 @@ class StreamAbort(TrioWTError):
     """Raise it inside a stream's block to reset the stream with a code of your own; it goes no further.
 
     Args:
-        code: the application's error code, below 2^62.
+        code: the application's error code, below 2^62, and below 2^32 for WebTransport: a larger one is told as the
+            ``failed_code`` there, and the exception goes on.
 
     Raises:
         ValueError: the code is out of range.

@@ -48,6 +48,10 @@ class SessionRouter(ABC):
         """The peer has opened a stream of a session: `Driver.adopt` what takes it in, or refuse it."""
 
     @abstractmethod
+    def abandoned(self, stream_id: int) -> None:
+        """The peer has stopped a stream, of a session's perhaps, that the application is done with."""
+
+    @abstractmethod
     def datagram_arrived(self, stream_id: int, data: bytes) -> None:
         """A datagram has come that belongs to the session on a stream."""
 
@@ -224,6 +228,10 @@ class Http3(Upper):
     def opened(self, stream_id: int) -> None:
         """The peer has opened a stream: read on to see what it is."""
         self.driver.adopt(stream_id, _Undecided(self, stream_id))
+
+    def abandoned(self, stream_id: int) -> None:
+        """What was not sent of a stream will not be."""
+        self.router.abandoned(stream_id)
 
     def datagram_arrived(self, data: bytes) -> None:
         """An HTTP Datagram (RFC 9297 section 2.1)."""

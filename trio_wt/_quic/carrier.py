@@ -41,6 +41,7 @@ class Carrier(ABC):
 
     Attributes:
         blocked: streams with a task that waits for room to send.
+        max_code: the largest error code of an application's.
         end: how it ended, as an error; None while it has not.
         noun: what it is, for messages.
         settings: limits, times and codes.
@@ -49,6 +50,7 @@ class Carrier(ABC):
     __slots__ = ()
 
     noun: ClassVar[str] = "connection"
+    max_code: ClassVar[int] = MAX_CODE
 
     blocked: set[SendStream]
     end: ConnectionClosed | None
@@ -130,9 +132,10 @@ class Carrier(ABC):
     # ---- codes and ends
 
     def check_code(self, code: int) -> None:
-        """Raise `ValueError` for what is no error code of an application's (RFC 9000 section 20.2)."""
-        if not 0 <= code <= MAX_CODE:
-            raise ValueError(f"an error code is at least 0 and less than 2^62, not {code}")
+        """Raise `ValueError` for what is no error code of an application's."""
+        if not 0 <= code <= self.max_code:
+            bits = self.max_code.bit_length()
+            raise ValueError(f"an error code is at least 0 and less than 2^{bits}, not {code}")
 
     def puts_off(self, wire_code: int, action: Callable[[], None]) -> bool:
         """Whether a reset, or a stop, is to be told of later, by calling ``action``, or not at all."""

@@ -180,6 +180,8 @@ class Driver(Carrier):
         stream = self._stream(event.stream_id)
         if stream is not None:
             stream.was_stopped(event.error_code)
+        else:
+            self.upper.abandoned(event.stream_id)
 
     def _on_datagram(self, event: DatagramFrameReceived) -> None:
         self.upper.datagram_arrived(event.data)
@@ -506,7 +508,7 @@ class Driver(Carrier):
                     await self.drain()
                 self.shut(self.upper.clean_code, "")
             else:
-                self.shut(error_code(exc, self.settings), "")
+                self.shut(error_code(exc, self), "")
             with trio.move_on_at(max(deadline, trio.current_time() + _LAST_PACKET)):
                 await self.wait_finished()
         finally:

@@ -303,6 +303,9 @@ class ReceiveStream(StreamBase, trio.abc.ReceiveStream):
     def _reset_by_peer(self, code: int) -> None:
         if self._receive_end is None:
             self._receive_end = self._reset_error(code)
+        uncredited = self._buffered - self._credited
+        if uncredited:
+            self._carrier.discard(self._stream_id, uncredited)
         self._drop()
         self._carrier.settle(self._stream_id)
         self._done()

@@ -75,7 +75,7 @@ class StreamBase(trio.abc.AsyncResource):
         if exc is None:
             self._finish()
         else:
-            self._abort(error_code(exc, self._carrier.settings))
+            self._abort(error_code(exc, self._carrier))
         outcome = exc
         try:
             if self.cancel_scope.__exit__(exc_type, exc, traceback):
@@ -86,7 +86,7 @@ class StreamBase(trio.abc.AsyncResource):
             await trio.lowlevel.checkpoint()  # noqa: ASYNC102
             return False
         await trio.lowlevel.cancel_shielded_checkpoint()
-        rest = without_aborts(outcome)
+        rest = without_aborts(outcome, self._carrier)
         if rest is None or rest is exc:
             return rest is None
         raise rest

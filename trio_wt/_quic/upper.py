@@ -46,6 +46,10 @@ class Upper(ABC):
         """The peer has opened a stream: `Driver.adopt` what takes it in, or forget it by releasing it."""
 
     @abstractmethod
+    def abandoned(self, stream_id: int) -> None:
+        """The peer has stopped a stream that the application is done with: what was not sent of it will not be."""
+
+    @abstractmethod
     def datagram_arrived(self, data: bytes) -> None:
         """A datagram has come."""
 
@@ -97,6 +101,9 @@ class RawStreams(Upper):
             stream = Stream(driver, stream_id)
             driver.adopt(stream_id, stream)
             self.incoming_streams.arrived(stream)
+
+    def abandoned(self, stream_id: int) -> None:
+        """Nobody is concerned."""
 
     def datagram_arrived(self, data: bytes) -> None:
         self.datagrams.arrived(data)

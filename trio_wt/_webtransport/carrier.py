@@ -95,6 +95,7 @@ class SessionCarrier(Carrier):
     """
 
     noun: ClassVar[str] = "session"
+    max_code: ClassVar[int] = MAX_APPLICATION_CODE
 
     def __init__(
         self,
@@ -283,17 +284,12 @@ class SessionCarrier(Carrier):
     def release(self, stream_id: int) -> None:
         if self.streams.pop(stream_id, None) is None:
             return
-        self._charged.discard(stream_id)
         self.driver.release(stream_id)
         if stream_id in self._counted and self.end is None:
             # What still comes of it counts for the session, up to its end.
             self.driver.adopt(stream_id, _Remainder(self, stream_id))
         if self._credit is not None and (stream_id & 1) == self.driver.is_client:
             self._tell(self._credit.released(stream_id >> 1 & 1))
-
-    def check_code(self, code: int) -> None:
-        if not 0 <= code <= MAX_APPLICATION_CODE:
-            raise ValueError(f"an error code is at least 0 and less than 2^32, not {code}")
 
     def puts_off(self, wire_code: int, action: Callable[[], None]) -> bool:
         # Peers reset a session's streams before they say what its end was; that is what whoever waits is to be told.
@@ -402,6 +398,7 @@ class SessionCarrier(Carrier):
         self._charged.add(stream_id)
         if len(self._sending) >= self._sweep_at:
             self._sending = set(filter(self.driver.engine.is_undelivered, self._sending))
+            self._charged &= self._sending
             self._sweep_at = _SWEEP + 2 * len(self._sending)
 
     def stream_opened(self, stream_id: int, head: StreamHead, *, fin: bool) -> None:
@@ -548,7 +545,7 @@ class _Remainder:
         self._carrier.driver.forget(self._stream_id)
 
     def was_stopped(self, code: int) -> None:
-        """Nobody sends on it any more."""
+        self._carrier.abandoned(self._stream_id)
 
     def lost(self, end: ConnectionClosed) -> None:
         """Nobody waits for it."""

@@ -142,6 +142,10 @@ class Sessions(SessionRouter):
             early.fin = fin
             self._expire_later()
 
+    def abandoned(self, stream_id: int) -> None:
+        for session in self.open.values():
+            session.abandoned(stream_id)
+
     def datagram_arrived(self, stream_id: int, data: bytes) -> None:
         session = self.open.get(stream_id)
         if session is not None:

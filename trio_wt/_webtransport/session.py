@@ -260,7 +260,7 @@ class SessionBlock:
     ) -> bool:
         carrier = self._carrier
         if exc is not None:
-            carrier.shut(error_code(exc, carrier.settings), "")
+            carrier.shut(error_code(exc, carrier), "")
         outcome = exc
         try:
             if carrier.cancel_scope.__exit__(exc_type, exc, traceback):
