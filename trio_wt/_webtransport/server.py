@@ -199,6 +199,7 @@ class _Server:
                         break
                     self._served += 1
                     nursery.start_soon(self._serve_request, stream, scope)
+                    del stream  # and with it all that a session holds
 
     async def _serve_request(self, stream: RequestStream, accepting: trio.CancelScope) -> None:
         stream.take()
