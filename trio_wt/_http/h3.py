@@ -273,6 +273,7 @@ class Http3(Upper):
         self.driver.adopt(stream_id, stream)
         if self.going_away and stream_id >= self._next_request:
             stream.reject(Http3Code.REQUEST_REJECTED)
+            stream.take()
             return
         self._next_request = max(self._next_request, stream_id + 4)
         self.router.request_opened(stream_id)

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import trio
 
-from .._errors import ConnectionClosed
+from .._errors import ConnectionClosed, StreamReset
 from .._headers import Headers
 from .._protocol.http3 import (
     Content,
@@ -167,6 +167,8 @@ class RequestStream(Stream):
         ended = self._receive_end == b""
         if data or ended:
             consumer(data, ended)
+        if isinstance(self._receive_end, StreamReset):
+            on_broken()
 
     async def wait_head(self) -> RequestHead | ResponseHead:
         """The head of what comes in. A checkpoint.
@@ -186,10 +188,11 @@ class RequestStream(Stream):
 
     # ---- what is sent
 
-    def check_sendable(self) -> None:
-        """Raise the end of what can be sent, if there was one."""
+    def check_unbroken(self) -> None:
+        """Raise what has happened to either direction, if it was not the ordinary end."""
         if self._send_end is not None:
             self._raise_send_end()
+        self._check_receive_end()
 
     def send_head(self, fields: Fields, *, end: bool = False) -> None:
         """Send a head now, and perhaps the end."""
@@ -240,10 +243,9 @@ class RequestStream(Stream):
             self.http3.protocol.forget(self._stream_id)
 
     def reject(self, code: Http3Code) -> None:
-        """Give up on both directions, before anybody has taken the request or after."""
+        """Give up on both directions."""
         self.reset(code)
         self.stop(code)
-        self.take()
 
 
 class BadMessage(Exception):

@@ -82,8 +82,11 @@ class Qpack:
             Http3Error: it is not valid.
         """
         global _decoder
-        if _count_lines(section, self._max_fields) > self._max_fields:
+        lines = _count_lines(section, self._max_fields)
+        if lines > self._max_fields:
             raise TooManyFields(f"more than {self._max_fields} fields")
+        if not lines and len(section) > 1 and not section[0]:
+            return []  # which pylsqpack does not take
         try:
             _, fields = _decoder.feed_header(0, section)
         except (pylsqpack.DecompressionFailed, pylsqpack.StreamBlocked) as exc:

@@ -53,7 +53,7 @@ from .._quic.streams import Stream
 from .._util import Wakeup
 from .settings import WebTransportSettings
 
-__all__ = ["SessionCarrier", "refuse_stream"]
+__all__ = ["SessionCarrier", "describe_end", "refuse_stream"]
 
 AnyStream = SendStream | ReceiveStream
 
@@ -576,10 +576,11 @@ def _lost_with(end: ConnectionClosed) -> ConnectionClosed:
     """What the end of the connection is to a session on it."""
     if isinstance(end, ConnectionLost):
         return ConnectionLost(end.code, end.reason, remote=end.remote)
-    return ConnectionLost(0, f"its connection has ended: {_words(end)}", remote=end.remote)
+    return ConnectionLost(0, f"its connection has ended: {describe_end(end)}", remote=end.remote)
 
 
-def _words(end: ConnectionClosed) -> str:
+def describe_end(end: ConnectionClosed) -> str:
+    """How an HTTP/3 connection has ended, for people."""
     who = "the peer" if end.remote else "this side"
     because = f": {end.reason}" if end.reason else ""
     return f"{who} closed it with {describe(end.code)}{because}"

@@ -33,7 +33,7 @@ from .._version import __version__
 from .._websocket.connection import Connection as WebSocketConnection
 from .._websocket.settings import Settings, SettingsKwargs
 from .._websocket.websocket import WebSocket
-from .carrier import SessionCarrier
+from .carrier import SessionCarrier, describe_end
 from .router import Sessions
 from .session import SessionBlock, WebTransportSession
 from .settings import WebTransportSettings
@@ -195,6 +195,13 @@ class WebTransportConnection:
             await self._driver.wait_changed()
         return self._driver.end
 
+    def _explain(self, exc: BaseException) -> str:
+        """What went wrong, for people; of a connection that this side has closed, why."""
+        end = self._driver.end
+        if end is not None and isinstance(exc, trio.ClosedResourceError):
+            return describe_end(end)
+        return str(exc) or type(exc).__name__
+
     # ---- requests
 
     def _client_url(self) -> ServerURL:
@@ -282,7 +289,7 @@ class WebTransportConnection:
             trio.ClosedResourceError,
             trio.EndOfChannel,
         ) as exc:
-            raise HandshakeFailed(f"there was no response: {_words(exc)}") from exc
+            raise HandshakeFailed(f"there was no response: {self._explain(exc)}") from exc
         return response
 
     @asynccontextmanager
@@ -352,7 +359,7 @@ class WebTransportConnection:
             fields = self._request_fields("CONNECT", target, headers, dialect.token)
             stream = await http3.request(fields)
         except (trio.BrokenResourceError, trio.ClosedResourceError, trio.EndOfChannel) as exc:
-            raise HandshakeFailed(f"the connection has ended: {_words(exc)}") from exc
+            raise HandshakeFailed(f"the connection has ended: {self._explain(exc)}") from exc
         opened: list[SessionCarrier] = []
 
         def open_at_once(head: ResponseHead) -> None:
@@ -410,7 +417,7 @@ class WebTransportConnection:
             trio.ClosedResourceError,
             trio.EndOfChannel,
         ) as exc:
-            raise HandshakeFailed(f"the server gave no answer: {_words(exc)}") from exc
+            raise HandshakeFailed(f"the server gave no answer: {self._explain(exc)}") from exc
         finally:
             if not accepted:
                 stream.reject(Http3Code.REQUEST_CANCELLED)
@@ -470,7 +477,7 @@ class WebTransportConnection:
             fields = self._request_fields("CONNECT", target, headers, "websocket")
             stream = await http3.request(fields)
         except (trio.BrokenResourceError, trio.ClosedResourceError, trio.EndOfChannel) as exc:
-            raise HandshakeFailed(f"the connection has ended: {_words(exc)}") from exc
+            raise HandshakeFailed(f"the connection has ended: {self._explain(exc)}") from exc
 
         def becomes_tunnel(head: ResponseHead) -> None:
             if 200 <= head.status < 300:
@@ -537,10 +544,6 @@ async def _read_body(stream: RequestStream) -> bytes:
     except (trio.BrokenResourceError, trio.ClosedResourceError):
         pass
     return bytes(body[:_MAX_BODY])
-
-
-def _words(exc: BaseException) -> str:
-    return str(exc) or type(exc).__name__
 
 
 def _address(address: Sockaddr | None) -> tuple[str, int] | None:

@@ -202,13 +202,14 @@ class _Server:
                     del stream  # and with it all that a session holds
 
     async def _serve_request(self, stream: RequestStream, accepting: trio.CancelScope) -> None:
-        stream.take()
         try:
             message = "a handler failed; its session was closed"
             with contain_errors(message, propagate=self._policy.raise_errors):
                 await self._answer(stream)
         finally:
             self._sessions.request_over(stream.stream_id)
+            # Only now: a stream counts for the peer as long as somebody works for it, though it was given up.
+            stream.take()
             self._served -= 1
         if not self._served and self._is_of_no_more_use():
             with trio.move_on_after(_LINGER):
@@ -233,7 +234,7 @@ class _Server:
                 origins=self._policy.origins,
                 default=self._default_decision,
             )
-            stream.check_sendable()
+            stream.check_unbroken()
             if isinstance(decision, Accept):
                 accepted = self._accept(stream, request, decision)
         except BadRequest as exc:
