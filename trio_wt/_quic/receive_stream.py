@@ -297,17 +297,19 @@ class ReceiveStream(StreamBase, trio.abc.ReceiveStream):
 
     def was_reset(self, code: int) -> None:
         """The carrier: the peer has reset the stream; what was not received is dropped (RFC 9000 section 3.2)."""
+        uncredited = self._buffered - self._credited
+        if uncredited:
+            self._carrier.discard(self._stream_id, uncredited)
+        self._drop()
+        self._carrier.settle(self._stream_id)
         if not self._carrier.puts_off(code, partial(self._reset_by_peer, code)):
             self._reset_by_peer(code)
 
     def _reset_by_peer(self, code: int) -> None:
         if self._receive_end is None:
             self._receive_end = self._reset_error(code)
-        uncredited = self._buffered - self._credited
-        if uncredited:
-            self._carrier.discard(self._stream_id, uncredited)
-        self._drop()
-        self._carrier.settle(self._stream_id)
+        if self._receive_wakeup is not None:
+            self._receive_wakeup.wake()
         self._done()
 
     def lost(self, end: ConnectionClosed) -> None:
@@ -317,12 +319,14 @@ class ReceiveStream(StreamBase, trio.abc.ReceiveStream):
         if self._receive_wakeup is not None:
             self._receive_wakeup.wake()
 
-    def orphan(self) -> None:
-        """The carrier is gone, and what it stands on is not: what was not received counts as taken from now on."""
-        uncredited = self._buffered - self._credited
-        self._credited = self._buffered
-        if uncredited:
-            self._carrier.discard(self._stream_id, uncredited)
+    def orphan(self) -> int:
+        """The carrier has ended, and what it stands on goes on: nothing of this stream is credited any more.
+
+        Returns:
+            how many bytes that leaves, if the stream's end had come behind them; otherwise that is known when it comes.
+        """
+        uncredited, self._credited = self._buffered - self._credited, self._buffered
+        return uncredited if self._receive_end == b"" else 0
 
     def _drop(self) -> None:
         self._chunks.clear()

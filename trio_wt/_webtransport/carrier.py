@@ -267,8 +267,10 @@ class SessionCarrier(Carrier):
             self._tell(self._credit.consumed(count, engine.now, engine.rtt or engine.probe_timeout))
 
     def settle(self, stream_id: int) -> None:
+        if self.end is not None:
+            return  # its end has seen to that
         counted = self._counted.pop(stream_id, None)
-        if counted is not None and self.end is None:
+        if counted is not None:
             # It was reset: what never came, or came out of order, counts too.
             theirs = (stream_id & 1) == self.driver.is_client
             head = len(self._heads[stream_id >> 1 & 1]) if theirs else 0
@@ -487,8 +489,8 @@ class SessionCarrier(Carrier):
                 driver.stop(stream_id, Http3Code.WT_SESSION_GONE)
                 driver.release(stream_id)
             stream.lost(end)
-            if driver.end is None and isinstance(stream, ReceiveStream):
-                stream.orphan()
+            if isinstance(stream, ReceiveStream) and stream.orphan() and driver.end is None:
+                driver.settle(stream_id)  # others are when their ends come
         if driver.end is None:
             for stream_id in self._sending:
                 self._reset(stream_id, Http3Code.WT_SESSION_GONE)
