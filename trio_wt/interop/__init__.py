@@ -1,0 +1,33 @@
+"""Programs that implementations of WebTransport try each other out with.
+
+The devious baton (draft-frindell-webtrans-devious-baton-00): a baton is a byte; it goes back and forth between client and server,
+one more at each pass, over streams of all kinds, until it is 0::
+
+    await serve_webtransport(serve_baton, 4433, tls=..., on_request=check_baton_request)
+
+    async with open_webtransport(baton_url("https://localhost:4433", count=3), tls=...) as session:
+        result = await run_baton(session)
+"""
+
+from ._baton import baton_url, check_baton_request, run_baton, serve_baton
+from ._baton_rules import (
+    BATON_PATH,
+    BatonFailed,
+    BatonResult,
+    BatonSessionError,
+    BatonSettings,
+    BatonStreamError,
+)
+
+__all__ = [
+    "BATON_PATH",
+    "BatonFailed",
+    "BatonResult",
+    "BatonSessionError",
+    "BatonSettings",
+    "BatonStreamError",
+    "baton_url",
+    "check_baton_request",
+    "run_baton",
+    "serve_baton",
+]
