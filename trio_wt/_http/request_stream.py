@@ -63,6 +63,7 @@ class RequestStream(Stream):
         "_consumer",
         "_held",
         "_on_broken",
+        "_on_stopped",
         "failure",
         "head",
         "http3",
@@ -77,6 +78,7 @@ class RequestStream(Stream):
         self._changed = trio.lowlevel.ParkingLot()
         self._consumer: Callable[[bytes, bool], None] | None = None
         self._on_broken: Callable[[], None] | None = None
+        self._on_stopped: Callable[[], None] | None = None
         self._held = 0
         self.on_head: Callable[[ResponseHead], None] | None = None
 
@@ -145,23 +147,28 @@ class RequestStream(Stream):
 
     def was_stopped(self, code: int) -> None:
         super().was_stopped(code)
-        if self._on_broken is not None:
-            self._on_broken()
+        if self._on_stopped is not None:
+            self._on_stopped()
 
     def lost(self, end: ConnectionClosed) -> None:
         super().lost(end)
         self._changed.unpark_all()
 
     def consume_with(
-        self, consumer: Callable[[bytes, bool], None], on_broken: Callable[[], None]
+        self,
+        consumer: Callable[[bytes, bool], None],
+        on_broken: Callable[[], None],
+        on_stopped: Callable[[], None],
     ) -> None:
         """From now on content, and the end, go to a function as they come; what has come goes first.
 
         Args:
             consumer: gets content, and whether it was the last.
-            on_broken: is called when the peer resets the stream, or stops it.
+            on_broken: is called when the peer resets the stream.
+            on_stopped: is called when it wants no more of ours.
         """
         self._on_broken = on_broken
+        self._on_stopped = on_stopped
         data = self._take(self._buffered) if self._buffered else b""
         self._consumer = consumer
         ended = self._receive_end == b""
@@ -221,13 +228,16 @@ class RequestStream(Stream):
         self.send_content_now(data if size == len(data) else data[:size])
         return size
 
-    def send_content_now(self, data: bytes, *, end: bool = False) -> None:
-        """Send a little content at once, whether or not there is room."""
+    def send_content_now(self, data: bytes, *, end: bool = False, push: bool = True) -> None:
+        """Send a little content, whether or not there is room: at once, or soon, without ``push``."""
         driver = self.http3.driver
         if self._send_end is None:
             head = self.http3.protocol.encode_content_head(len(data)) if data else b""
             driver.send(self._stream_id, head + data, fin=end)
-            driver.push()
+            if push:
+                driver.push()
+            else:
+                driver.wake()
             if end:
                 self._close_sending()
 

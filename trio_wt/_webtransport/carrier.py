@@ -143,7 +143,7 @@ class SessionCarrier(Carrier):
         """The session is open: hear what is said about it."""
         # What grants the peer credit must not wait behind what needs ours.
         self.driver.prioritise(self.session_id, _ABOVE_ALL)
-        self._stream.consume_with(self._said, self._broken)
+        self._stream.consume_with(self._said, self._broken, self._stopped)
 
     def _encode_datagram_head(self) -> bytes:
         return self._stream.http3.protocol.encode_datagram_head(self.session_id)
@@ -157,6 +157,10 @@ class SessionCarrier(Carrier):
     def _broken(self) -> None:
         for event in self._protocol.reset():
             self._handle(event)
+
+    def _stopped(self) -> None:
+        # It may belong to a close that is on its way (draft-ietf-webtrans-http3-16 section 6).
+        self._later(_GONE_PATIENCE, self._broken)
 
     def lost(self, end: ConnectionClosed) -> None:
         """The connection has ended."""
@@ -176,7 +180,8 @@ class SessionCarrier(Carrier):
 
     def _tell(self, capsule: bytes, *, end: bool = False) -> None:
         if capsule or end:
-            self._stream.send_content_now(capsule, end=end)
+            # The writer sends it: this may be in the middle of a flush.
+            self._stream.send_content_now(capsule, end=end, push=False)
 
     # ---- sending
 
@@ -428,7 +433,7 @@ class SessionCarrier(Carrier):
             if self.base_priority:
                 self.prioritise(stream_id, 0)
             self.incoming_streams.arrived(stream)
-        taker = self.streams.get(stream_id)
+        taker = self.driver.sink(stream_id)
         if taker is not None:
             if head.rest or fin:
                 taker.arrived(head.rest, fin=fin)
@@ -456,10 +461,11 @@ class SessionCarrier(Carrier):
 
     def set_priority(self, priority: Priority) -> None:
         """How urgent the session is to the client."""
+        change = priority.base - self.base_priority
         self.base_priority = priority.base
-        for stream_id, stream in self.streams.items():
-            if isinstance(stream, SendStream):
-                self.prioritise(stream_id, stream.priority)
+        # Those that were left and are still being sent, too.
+        for stream_id in self._sending:
+            self.driver.prioritise(stream_id, self.driver.engine.priority(stream_id) + change)
 
     def drain_peer(self) -> None:
         """Ask the peer to come to an end."""
@@ -489,8 +495,10 @@ class SessionCarrier(Carrier):
                 driver.stop(stream_id, Http3Code.WT_SESSION_GONE)
                 driver.release(stream_id)
             stream.lost(end)
-            if isinstance(stream, ReceiveStream) and stream.orphan() and driver.end is None:
-                driver.settle(stream_id)  # others are when their ends come
+            rest = stream.orphan() if isinstance(stream, ReceiveStream) else 0
+            if rest and driver.end is None:
+                driver.discard(stream_id, rest)
+                driver.settle(stream_id)
         if driver.end is None:
             for stream_id in self._sending:
                 self._reset(stream_id, Http3Code.WT_SESSION_GONE)

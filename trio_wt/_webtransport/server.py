@@ -49,6 +49,8 @@ WebSocketHandler: TypeAlias = Callable[[WebSocket], Awaitable[object]]
 
 # For how long a connection whose last session has ended is kept for a client that cannot open another beside it.
 _LINGER: Final = 2.0
+# How long a connection outlives its last session at the least, if the client does not close it.
+_LAST_WORDS: Final = 0.2
 
 
 @dataclass(frozen=True, slots=True)
@@ -190,16 +192,23 @@ class _Server:
 
     async def serve(self) -> None:
         """Take requests until there will be no more, and see to the end of their tasks."""
-        async with trio.open_nursery() as nursery:
-            with trio.CancelScope() as scope:
-                while True:
-                    try:
-                        stream = await self._http3.next_request()
-                    except trio.EndOfChannel:
-                        break
-                    self._served += 1
-                    nursery.start_soon(self._serve_request, stream, scope)
-                    del stream  # and with it all that a session holds
+        try:
+            async with trio.open_nursery() as nursery:
+                with trio.CancelScope() as scope:
+                    while True:
+                        try:
+                            stream = await self._http3.next_request()
+                        except trio.EndOfChannel:
+                            break
+                        self._served += 1
+                        nursery.start_soon(self._serve_request, stream, scope)
+                        del stream  # and with it all that a session holds
+        finally:
+            if self._had_session:
+                # To browsers, the connection's end overtakes the session's if it comes right behind it.
+                with trio.CancelScope(shield=True), trio.move_on_after(_LAST_WORDS):
+                    while self._driver.end is None:
+                        await self._driver.wait_changed()
 
     async def _serve_request(self, stream: RequestStream, accepting: trio.CancelScope) -> None:
         try:

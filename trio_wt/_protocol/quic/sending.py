@@ -117,6 +117,10 @@ class Sending(Receiving):
         else:
             self._active.priorities.pop(stream_id, None)
 
+    def priority(self, stream_id: int) -> int:
+        """What a stream's is."""
+        return self._active.priorities.get(stream_id, 0)
+
     def reset(self, stream_id: int, code: int, reliable_size: int = 0) -> None:
         """Give up sending on a stream; without effect if it is finished, or reset.
 
