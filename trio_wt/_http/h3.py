@@ -107,6 +107,8 @@ class Http3(Upper):
         self.going_away: bool = False
         # Requests that wait for the server to serve them; as many as the peer may have streams.
         self._requests: deque[RequestStream] = deque()
+        # Requests that this side has sent.
+        self._unanswered: dict[int, RequestStream] = {}
         self._control_id = -1
         # Above all requests so far; the first that is not taken any more, once that was said.
         self._next_request = 0
@@ -126,7 +128,9 @@ class Http3(Upper):
 
     def fail(self, error: Http3Error) -> None:
         """The peer has violated the protocol: close the connection."""
-        self.driver.shut(error.code, error.reason)
+        if self.driver.end is None:
+            self.driver.is_peers_fault = True
+            self.driver.shut(error.code, error.reason)
 
     @contextmanager
     def guard(self) -> Iterator[None]:
@@ -156,7 +160,9 @@ class Http3(Upper):
 
     def has_begun(self, stream_id: int) -> bool:
         """Whether a request was sent, or has come, on a stream."""
-        return stream_id < self._next_request
+        # It may have been overtaken by one with a higher number.
+        sink = self.driver.sink(stream_id)
+        return stream_id < self._next_request and not isinstance(sink, _Undecided)
 
     @property
     def is_settled(self) -> bool:
@@ -199,6 +205,7 @@ class Http3(Upper):
         self._next_request = max(self._next_request, stream_id + 4)
         stream = RequestStream(self, stream_id)
         driver.adopt(stream_id, stream)
+        self._unanswered[stream_id] = stream
         driver.send(
             stream_id, self.protocol.encode_head(stream_id, fields, head_request=head_request)
         )
@@ -279,6 +286,10 @@ class Http3(Upper):
         self.router.request_opened(stream_id)
         stream.arrived(head.rest, fin=fin)
 
+    def answered(self, stream_id: int) -> None:
+        """A request has its answer, or nobody waits for it any more."""
+        self._unanswered.pop(stream_id, None)
+
     def request_ready(self, stream: RequestStream) -> None:
         """A request's head has come."""
         self._requests.append(stream)
@@ -299,6 +310,9 @@ class Http3(Upper):
                 self._changed.unpark_all()
             elif isinstance(event, GoawayReceived) and self.driver.is_client:
                 self.going_away = True
+                for stream_id, stream in list(self._unanswered.items()):
+                    if stream_id >= event.stream_id:
+                        stream.will_not_be_answered()
                 self.router.shutting_down()
                 self._changed.unpark_all()
             elif isinstance(event, PriorityUpdated):

@@ -123,15 +123,23 @@ class RequestStream(Stream):
             self.http3.request_ready(self)
         elif isinstance(event, ResponseReceived):
             self.head = event.head
+            self.http3.answered(self._stream_id)
             if self.on_head is not None:
                 self.on_head(event.head)
         elif isinstance(event, MessageFailed):
             self.failure = event
-            if self.head is None and not self.http3.driver.is_client:
+            if self.head is not None:
+                self._cut_off(event)
+            elif not self.http3.driver.is_client:
                 self.http3.request_ready(self)
         elif isinstance(event, ContentEnded):
             return
         self._changed.unpark_all()
+
+    def _cut_off(self, failure: MessageFailed) -> None:
+        """What has come behind the head must not be taken for a message (RFC 9114 section 4.1.2)."""
+        self.stop(failure.code)
+        self._receive_end = StreamReset(failure.code, remote=True)
 
     def was_reset(self, code: int) -> None:
         self.http3.protocol.forget(self._stream_id)
@@ -176,6 +184,16 @@ class RequestStream(Stream):
             consumer(data, ended)
         if isinstance(self._receive_end, StreamReset):
             on_broken()
+
+    def will_not_be_answered(self) -> None:
+        """The server has said that it will not (GOAWAY, RFC 9114 section 5.2)."""
+        self.failure = MessageFailed(
+            self._stream_id,
+            Http3Code.REQUEST_REJECTED,
+            503,
+            "the server takes no more requests (GOAWAY)",
+        )
+        self._changed.unpark_all()
 
     async def wait_head(self) -> RequestHead | ResponseHead:
         """The head of what comes in. A checkpoint.
@@ -250,6 +268,7 @@ class RequestStream(Stream):
     def _done(self) -> None:
         super()._done()
         if self._finished:
+            self.http3.answered(self._stream_id)
             self.http3.protocol.forget(self._stream_id)
 
     def reject(self, code: Http3Code) -> None:

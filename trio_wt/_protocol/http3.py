@@ -204,8 +204,8 @@ class _Message:
 
     __slots__ = ("expected", "interim", "phase", "reader", "received")
 
-    def __init__(self, held: Mapping[int, int]) -> None:
-        self.reader = FrameReader(held, takes_data=True)
+    def __init__(self, reader: FrameReader) -> None:
+        self.reader = reader
         self.phase = Phase.HEAD
         # What Content-Length says, and what has come.
         self.expected: int | None = None
@@ -226,6 +226,18 @@ class _ControlReader(FrameReader):
         if not self._begun and kind != FrameType.SETTINGS:
             raise Http3Error(Http3Code.MISSING_SETTINGS, "SETTINGS must come first")
         self._begun = True
+        super().check(kind)
+
+
+class _ResponseReader(FrameReader):
+    """A stream that a server answers on."""
+
+    __slots__ = ()
+
+    def check(self, kind: int) -> None:
+        if kind == FrameType.PUSH_PROMISE:
+            # No push was allowed (RFC 9114 section 7.2.5).
+            raise Http3Error(Http3Code.ID_ERROR, "a push that was not allowed")
         super().check(kind)
 
 
@@ -259,8 +271,6 @@ class Http3Protocol:
         self._encoder_instructions = EncoderInstructions()
         self._decoder_instructions = DecoderInstructions()
         self._held_on_requests: dict[int, int] = {FrameType.HEADERS: max_field_section}
-        if client:
-            self._held_on_requests[FrameType.PUSH_PROMISE] = 0
         self._messages: dict[int, _Message] = {}
         # HEAD requests have responses without content, whatever Content-Length says.
         self._heads_only: set[int] = set()
@@ -413,7 +423,9 @@ class Http3Protocol:
         """
         message = self._messages.get(stream_id)
         if message is None:
-            message = self._messages[stream_id] = _Message(self._held_on_requests)
+            kind = _ResponseReader if self._client else FrameReader
+            reader = kind(self._held_on_requests, takes_data=True)
+            message = self._messages[stream_id] = _Message(reader)
         events: list[Http3Event] = []
         if message.phase is Phase.ENDED:
             return events
@@ -451,16 +463,13 @@ class Http3Protocol:
     ) -> Http3Event | None:
         if message.phase is Phase.ENDED:
             return None
-        if frame == FrameType.PUSH_PROMISE:
-            raise Http3Error(Http3Code.ID_ERROR, "a push that was not allowed")
+        # Nothing else is held that could be too long.
+        kind = FrameType.HEADERS if frame == OVERSIZE else FrameType(frame)
+        step = MESSAGE_STEPS[message.phase, kind]
+        if step is Step.UNEXPECTED:
+            raise Http3Error(Http3Code.FRAME_UNEXPECTED, f"{kind.name} where a message has none")
         if frame == OVERSIZE:
             raise TooManyFields("a field section of too many bytes")
-        step = MESSAGE_STEPS[message.phase, frame]
-        if step is Step.UNEXPECTED:
-            raise Http3Error(
-                Http3Code.FRAME_UNEXPECTED,
-                f"{FrameType(frame).name} where a message has none",
-            )
         if step is Step.CONTENT:
             message.received += len(payload)
             if message.expected is not None and message.received > message.expected:

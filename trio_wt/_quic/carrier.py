@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, ClassVar, Final, Protocol
 
 import trio
 
-from .._errors import ConnectionClosed, ConnectionClosedError, ConnectionClosedOK, TransportClosed
+from .._errors import ConnectionClosed, ConnectionClosedError, ConnectionClosedOK
 from .settings import QuicSettings
 
 if TYPE_CHECKING:
@@ -41,6 +41,7 @@ class Carrier(ABC):
 
     Attributes:
         blocked: streams with a task that waits for room to send.
+        is_peers_fault: it has ended by what the peer did, though this side has said so.
         max_code: the largest error code of an application's.
         end: how it ended, as an error; None while it has not.
         noun: what it is, for messages.
@@ -54,6 +55,7 @@ class Carrier(ABC):
 
     blocked: set[SendStream]
     end: ConnectionClosed | None
+    is_peers_fault: bool
     settings: QuicSettings
 
     # ---- sending
@@ -153,7 +155,7 @@ class Carrier(ABC):
     def closed_error(self, *, iterating: bool = False) -> Exception:
         """The end as an exception of its own for each who meets it; ``iterating`` says that a clean one was to be expected."""
         end = self.end
-        if end is None or not (end.remote or isinstance(end, TransportClosed)):
+        if end is None or not (end.remote or self.is_peers_fault):
             return trio.ClosedResourceError(f"the {self.noun} was closed on this side")
         if isinstance(end, ConnectionClosedOK) and not iterating:
             return ConnectionClosedError(end.code, end.reason, remote=end.remote)

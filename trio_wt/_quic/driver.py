@@ -109,6 +109,7 @@ class Driver(Carrier):
         self.migrating: bool = False
         self.cancel_scope: trio.CancelScope = trio.CancelScope()
         self.end: ConnectionClosed | None = None
+        self.is_peers_fault: bool = False
         self.handshake_deadline: float = inf
         self.handshake: HandshakeCompleted | None = None
         self.last_heard: float = trio.current_time()
@@ -473,6 +474,8 @@ class Driver(Carrier):
         else:
             clean = end.code == self.upper.clean_code
             kind = ConnectionClosedOK if clean else ConnectionClosedError
+        if kind is TransportClosed:
+            self.is_peers_fault = True
         closed = self.end = kind(end.code, end.reason, remote=end.remote)
         closed.__cause__ = self.engine.rejection
         for stream in list(self._streams.values()):

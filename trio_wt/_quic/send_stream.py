@@ -206,11 +206,11 @@ class SendStream(StreamBase, trio.abc.SendStream):
 
     def was_stopped(self, code: int) -> None:
         """The carrier: the peer does not want more."""
+        self._carrier.abandoned(self._stream_id)
         if not self._carrier.puts_off(code, partial(self._stopped_by_peer, code)):
             self._stopped_by_peer(code)
 
     def _stopped_by_peer(self, code: int) -> None:
-        self._carrier.abandoned(self._stream_id)
         if self._send_end is None:
             self._send_end = self._reset_error(code)
         self._wake_sender()

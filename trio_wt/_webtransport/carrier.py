@@ -109,6 +109,7 @@ class SessionCarrier(Carrier):
         self.settings: WebTransportSettings = settings
         self.blocked: set[SendStream] = driver.blocked
         self.end: ConnectionClosed | None = None
+        self.is_peers_fault: bool = False
         self.session_id: int = stream.stream_id
         self.cancel_scope: trio.CancelScope = trio.CancelScope()
         self.draining: bool = False
@@ -165,6 +166,7 @@ class SessionCarrier(Carrier):
     def lost(self, end: ConnectionClosed) -> None:
         """The connection has ended."""
         if self.end is None:
+            self.is_peers_fault = self.driver.is_peers_fault
             self._ended(_lost_with(end))
 
     def _handle(self, event: SessionEvent) -> None:
@@ -198,9 +200,11 @@ class SessionCarrier(Carrier):
     def send(
         self, stream_id: int, data: bytes | bytearray | memoryview, *, fin: bool = False
     ) -> None:
-        if self._credit is not None:
+        engine = self.driver.engine
+        # On a stream that the peer has stopped, of which the sender is told later perhaps, nothing goes out.
+        if self._credit is not None and engine.is_sendable(stream_id):
             self._credit.sent(len(data))
-        self.driver.engine.send(stream_id, data, fin=fin)
+        engine.send(stream_id, data, fin=fin)
 
     def push(self) -> None:
         self.driver.push()
@@ -524,11 +528,8 @@ class SessionCarrier(Carrier):
     async def wait_delivered(self) -> None:
         """Wait until all that was ended or reset is delivered, or the session has ended. A checkpoint."""
         await trio.lowlevel.checkpoint()
-        undelivered = self.driver.engine.is_undelivered
-        while self.end is None:
-            self._sending = set(filter(undelivered, self._sending))
-            if self._sending <= self.streams.keys():
-                return
+        is_ending = self.driver.engine.is_ending
+        while self.end is None and any(map(is_ending, self._sending)):
             await self.driver.wait_changed()
 
 

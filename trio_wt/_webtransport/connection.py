@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Mapping, Sequence
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from typing import Final, Unpack
 
 import http_sf
@@ -104,7 +104,7 @@ class WebTransportConnection:
         assert isinstance(http3, Http3)
         sessions = http3.router
         assert isinstance(sessions, Sessions)
-        sessions.services = services
+        sessions.serve(services)
         self._driver = driver
         self._services = services
         self._http3 = http3
@@ -280,9 +280,8 @@ class WebTransportConnection:
                 stream.send_content_now(b"", end=True)
                 head = await stream.wait_head()
                 assert isinstance(head, ResponseHead)
-                response = Response(
-                    head.status, Headers.from_raw(head.fields), await _read_body(stream)
-                )
+                body = await _read_body(stream)
+                response = Response(head.status, Headers.from_raw(head.fields), body)
         except (
             BadMessage,
             trio.BrokenResourceError,
@@ -407,7 +406,9 @@ class WebTransportConnection:
             assert isinstance(head, ResponseHead)
             accepted = 200 <= head.status < 300
             if not accepted:
-                raise Rejected(head.status, Headers.from_raw(head.fields), await _read_body(stream))
+                raise Rejected(
+                    head.status, Headers.from_raw(head.fields), await _read_some_body(stream)
+                )
             return head
         except StreamReset as exc:
             raise HandshakeFailed(f"the server gave no answer: {describe(exc.wire_code)}") from exc
@@ -533,16 +534,21 @@ def _chosen_protocol(headers: Headers, offered: Sequence[str]) -> str | None:
     return chosen if type(chosen) is str and chosen in offered else None
 
 
-async def _read_body(stream: RequestStream) -> bytes:
-    """What there is of a body, 64 KiB at most; one that is cut off is still better than none."""
+async def _read_body(stream: RequestStream, body: bytearray | None = None) -> bytes:
+    """A body, of which 64 KiB at most are kept."""
+    body = bytearray() if body is None else body
+    async for data in stream:
+        body += data
+        if len(body) >= _MAX_BODY:
+            break
+    return bytes(body[:_MAX_BODY])
+
+
+async def _read_some_body(stream: RequestStream) -> bytes:
+    """What there is of one: if it is cut off, that is still better than nothing."""
     body = bytearray()
-    try:
-        async for data in stream:
-            body += data
-            if len(body) >= _MAX_BODY:
-                break
-    except (trio.BrokenResourceError, trio.ClosedResourceError):
-        pass
+    with suppress(trio.BrokenResourceError, trio.ClosedResourceError):
+        await _read_body(stream, body)
     return bytes(body[:_MAX_BODY])
 
 

@@ -35,7 +35,7 @@ class Sessions(SessionRouter):
     Attributes:
         http3: see there.
         open: the sessions that are open.
-        services: where the task runs that gives up on what has waited too long; set before anything can arrive.
+        services: where the task runs that gives up on what has waited too long; None until there is one.
     """
 
     def __init__(self, http3: Http3, settings: WebTransportSettings) -> None:
@@ -49,6 +49,12 @@ class Sessions(SessionRouter):
         self._early_datagrams: deque[tuple[int, bytes, float]] = deque()
         self._early_priorities: dict[int, Priority] = {}
         self._expiring = False
+
+    def serve(self, services: Services) -> None:
+        """Tasks may be started from now on."""
+        self.services = services
+        if self._early or self._early_datagrams:
+            self._expire_later()
 
     # ---- sessions
 

@@ -88,15 +88,20 @@ class Sending(Receiving):
     @property
     def undelivered(self) -> bool:
         """Whether something of a stream that was ended or reset has not been acknowledged yet."""
-        return any(
-            not stream.sender.is_finished
-            and (
-                stream.sender._buffer_fin is not None
-                or stream.sender._reset_error_code is not None
-                or stream.stream_id in self._reliable_resets
-            )
-            for stream in self._streams.every()
+        return any(map(self._is_ending, self._streams.every()))
+
+    def _is_ending(self, stream: QuicStream) -> bool:
+        sender = stream.sender
+        return not sender.is_finished and (
+            sender._buffer_fin is not None
+            or sender._reset_error_code is not None
+            or stream.stream_id in self._reliable_resets
         )
+
+    def is_ending(self, stream_id: int) -> bool:
+        """Whether a stream was ended or reset, and something of it has not been acknowledged yet."""
+        stream = self._streams.get(stream_id)
+        return stream is not None and self._is_ending(stream)
 
     def never_sent(self, stream_id: int, offset: int) -> int:
         """Bytes of a stream, from an offset on, that were not in any packet, and, once it is reset, will never be."""
