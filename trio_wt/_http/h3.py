@@ -344,6 +344,8 @@ class _Undecided:
                 taker.was_stopped(self._stopped)
         elif fin:
             # Too short to be anything (RFC 9114 section 6.2).
+            if not stream_id & 2:
+                http3.driver.reset(stream_id, Http3Code.REQUEST_INCOMPLETE)
             http3.discard(stream_id, held + len(data), fin=True)
 
     def was_reset(self, code: int) -> None:

@@ -252,13 +252,14 @@ class ReceiveStream(StreamBase, trio.abc.ReceiveStream):
 
     def _took(self, count: int) -> None:
         """Credit what was taken, as far as that was not done before."""
+        taken = count
         if count > self._credited:
             count -= self._credited
             self._credited = 0
             self._carrier.consume(self._stream_id, count)
         else:
             self._credited -= count
-        if self._receive_end == b"" and not self._buffered:
+        if taken and self._receive_end == b"" and not self._buffered:
             self._ended()
 
     def _credit(self, total: int) -> None:

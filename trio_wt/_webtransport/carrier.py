@@ -62,6 +62,8 @@ _SWEEP = 256
 _ABOVE_ALL = 2**40
 # How long the end of a session may take to come, when its streams have been reset for it, in seconds.
 _GONE_PATIENCE = 1.0
+# How long its close may, when the peer wants no more of the session's own stream.
+_STOP_PATIENCE = 0.5
 
 
 class _Turn:
@@ -161,7 +163,7 @@ class SessionCarrier(Carrier):
 
     def _stopped(self) -> None:
         # It may belong to a close that is on its way (draft-ietf-webtrans-http3-16 section 6).
-        self._later(_GONE_PATIENCE, self._broken)
+        self._later(_STOP_PATIENCE, self._broken)
 
     def lost(self, end: ConnectionClosed) -> None:
         """The connection has ended."""
@@ -552,8 +554,12 @@ class _Remainder:
         self._over()
 
     def _over(self) -> None:
-        self._carrier.settle(self._stream_id)
-        self._carrier.driver.forget(self._stream_id)
+        carrier = self._carrier
+        if carrier.end is None:
+            carrier.settle(self._stream_id)
+        else:
+            carrier.driver.settle(self._stream_id)
+        carrier.driver.forget(self._stream_id)
 
     def was_stopped(self, code: int) -> None:
         self._carrier.abandoned(self._stream_id)

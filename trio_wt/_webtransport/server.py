@@ -355,7 +355,8 @@ class _Server:
             headers += [("Content-Type", "text/plain; charset=utf-8")]
         if "date" not in headers:
             headers += [("Date", formatdate(usegmt=True))]
-        headers += [("Content-Length", str(len(response.body)))]
+        if response.status != 204:  # RFC 9110 section 8.6
+            headers += [("Content-Length", str(len(response.body)))]
         fields: Fields = [(b":status", b"%d" % response.status), *fields_of(headers)]
         try:
             stream.send_head(fields, end=bodiless or not response.body)
