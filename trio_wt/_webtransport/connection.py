@@ -9,7 +9,14 @@ from typing import Final, Unpack
 import http_sf
 import trio
 
-from .._errors import ConnectionClosed, HandshakeFailed, Rejected, StreamReset
+from .._errors import (
+    ConnectionClosed,
+    ConnectionLost,
+    HandshakeFailed,
+    Rejected,
+    StreamReset,
+    TransportClosed,
+)
 from .._headers import Headers, HeadersLike
 from .._http.h3 import Http3
 from .._http.h3_transport import Http3Transport
@@ -196,9 +203,9 @@ class WebTransportConnection:
         return self._driver.end
 
     def _explain(self, exc: BaseException) -> str:
-        """What went wrong, for people; of a connection that this side has closed, why."""
+        """What went wrong, for people; of a connection that has ended, why."""
         end = self._driver.end
-        if end is not None and isinstance(exc, trio.ClosedResourceError):
+        if end is not None and not isinstance(end, ConnectionLost | TransportClosed):
             return describe_end(end)
         return str(exc) or type(exc).__name__
 
