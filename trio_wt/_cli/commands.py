@@ -43,7 +43,7 @@ _INTERRUPTED = 130
 )
 @click.pass_context
 def trio_wt(context: click.Context) -> None:
-    """WebSocket on Trio: a client, an echo server, development certificates, and a demonstration."""
+    """WebSocket and WebTransport on Trio: a client, an echo server, development certificates, and a demonstration."""
     if context.invoked_subcommand is None:
         click.echo(context.get_help(), err=True)
         context.exit(_USAGE)

@@ -178,7 +178,9 @@ def connect(
     binary: bool,
     no_history: bool,
 ) -> None:
-    """Talk to the server at URL: a WebSocket (ws://, wss:// or ws+unix://%2Fpath%2Fof%2Fsocket/), or WebTransport (https://).
+    """Talk to a WebSocket or WebTransport server.
+
+    URL begins with ws://, wss:// or ws+unix://%2Fpath%2Fof%2Fsocket/ for a WebSocket, with https:// for a WebTransport session.
 
     On a terminal it prompts for messages, with a history; /help there tells more.
 
@@ -187,14 +189,14 @@ def connect(
     digits, control characters escaped); when the input has ended and --linger has passed, the
     connection is closed.
 
-    With https each line goes out as a stream of its own, or what else --send-as says. Each line of what is received
-    is printed behind what it has come by: "stream 4: ", "receive-stream 3: " or "datagram: ".
+    In a WebTransport session each line goes out as a stream of its own, or what else --send-as says. Each line of what is
+    received is printed behind what it has come by: "stream 4: ", "receive-stream 3: " or "datagram: ".
 
     The exit code is 0 if the connection was closed cleanly, by either side.
     """
     scheme = url.partition(":")[0].lower()
     if scheme not in _SCHEMES:
-        raise CommandFailed(f"a URL must begin with ws://, wss://, ws+unix:// or https://")
+        raise CommandFailed("a URL must begin with ws://, wss://, ws+unix:// or https://")
     over_quic = scheme == "https"
     if proxy is not None and no_proxy:
         raise click.UsageError("--proxy and --no-proxy exclude each other.")

@@ -19,10 +19,11 @@ from .._websocket.server import serve_websocket
 from .._websocket.websocket import WebSocket
 from ..watch import render_task_tree
 from .errors import CommandFailed, run_trio
+from .webtransport_demo import show_webtransport
 
 __all__ = ["demo"]
 
-_LIMIT: Final = 5.0
+_LIMIT: Final = 10.0
 _ROUND_TRIPS: Final = 200
 _LISTENERS: Final = 5
 _TEXT: Final = "Grüße, 世界 👋"
@@ -94,6 +95,8 @@ async def _show() -> None:
         _check(websocket.close_code == 1000, f"closed with code {websocket.close_code}, not 1000")
         _tell("goodbye", "the client left its block: closed with code 1000")
         stop.set()
+    click.echo()
+    await show_webtransport(_tell, _check)
     _tell("server", "shut down; everything was as it must be")
 
 

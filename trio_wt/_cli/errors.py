@@ -10,6 +10,7 @@ from collections.abc import Awaitable, Callable, Iterator
 import trio
 
 from .._errors import HandshakeFailed, InternalError, Rejected, TrioWTError
+from .._quic.verification import CertificateRejected
 from .text import one_line
 
 __all__ = ["CommandFailed", "Interrupted", "describe", "run_trio"]
@@ -67,6 +68,10 @@ def describe(exc: BaseException) -> str:
     if isinstance(exc, Rejected):
         said = exc.body.decode(errors="replace").strip().partition("\n")[0]
         return one_line(f"{exc}: {said}" if said else str(exc), 400)
+    if isinstance(exc, CertificateRejected):
+        return one_line(
+            f"{exc}; --cafile FILE or --server-certificate-hash SHA256 trusts a certificate of your own"
+        )
     if isinstance(exc, HandshakeFailed):
         return one_line(_with_causes(exc))
     if isinstance(exc, OSError) and exc.strerror:

@@ -34,6 +34,8 @@ _HOST = "127.0.0.1"
 _PORT = 8765
 _SIGNALS = (signal.SIGTERM, signal.SIGINT)
 _LEAST = 0.05
+# Browsers send no pings, and lose a connection that is silent for 30 seconds.
+_KEEP_ALIVE = 15
 _ANY = {"0.0.0.0": "127.0.0.1", "::": "::1"}  # noqa: S104
 
 
@@ -177,6 +179,7 @@ def serve(
                                 shutdown=stop,
                                 shutdown_timeout=patience,
                                 close_timeout=close_timeout,
+                                keep_alive=_KEEP_ALIVE,
                             )
                         )
                 except OSError as exc:

@@ -3,19 +3,21 @@
 from __future__ import annotations
 
 import base64
-import binascii
 import re
 import signal
+import socket
+from contextlib import AsyncExitStack
 from dataclasses import dataclass
 from pathlib import Path
 
 import click
 
 from .._errors import ConnectionClosed, ConnectionClosedOK, ConnectionLost, TransportClosed
+from .._http.url import parse_https_url
 from .._quic.tls import ClientTLS
 from .._webtransport.client import open_webtransport
 from .._webtransport.session import WebTransportSession
-from .errors import CommandFailed, Interrupted
+from .errors import CommandFailed, Interrupted, describe
 from .mode import Mode, until_signalled
 from .text import escape
 from .webtransport_piped import pipe_session
@@ -38,7 +40,7 @@ def certificate_hash(text: str) -> bytes:
         return bytes.fromhex(digits)
     try:
         digest = base64.b64decode(text, validate=True)
-    except binascii.Error:
+    except ValueError:
         digest = b""
     if len(digest) != _SHA256_BYTES:
         raise ValueError(f"{text!r} is no SHA-256, in hexadecimal or in base64")
@@ -82,7 +84,7 @@ async def talk_over_webtransport(url: str, options: SessionOptions, mode: Mode) 
     tls = ClientTLS(
         ca=options.cafile, server_certificate_hashes=options.hashes, verify=options.verify
     )
-    async with open_webtransport(
+    opening = open_webtransport(
         url,
         subprotocols=options.subprotocols,
         headers=options.headers,
@@ -90,7 +92,14 @@ async def talk_over_webtransport(url: str, options: SessionOptions, mode: Mode) 
         tls=tls,
         handshake_timeout=options.timeout,
         keep_alive=options.keep_alive,
-    ) as session:
+    )
+    async with AsyncExitStack() as stack:
+        try:
+            session = await stack.enter_async_context(opening)
+        except socket.gaierror as exc:
+            raise CommandFailed(
+                f"cannot find {parse_https_url(url).host}: {describe(exc)}"
+            ) from exc
 
         async def talk() -> ConnectionClosed | None:
             if not mode.interactive:

@@ -82,12 +82,9 @@ class _Conversation(Conversation):
         self._kind = kind
         self._talk = Talk(session, _Terminal(prompt, limit))
         self._closing = False
-        self.commands |= {
-            **{name: self._sender(name) for name in KINDS},
-            "binary": self._binary,
-            "ping": self._ping,
-            "drain": self._drain,
-        }
+        self.commands |= {"binary": self._binary, "ping": self._ping, "drain": self._drain}
+        for name in KINDS:
+            self.commands[name] = self._sender(name)
 
     def greeting(self) -> str:
         request = self._session.request

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Final
 
 import trio
@@ -41,8 +41,12 @@ async def pipe_session(
     """
     failures: list[Exception] = []
     async with trio.open_nursery() as nursery:
-        screen = _Output(limit, raw=binary and not sys.stdout.isatty())
-        screen.failures, screen.scope = failures, nursery.cancel_scope
+
+        def fail(exc: Exception) -> None:
+            failures.append(exc)
+            nursery.cancel_scope.cancel()
+
+        screen = _Output(limit, fail, raw=binary and not sys.stdout.isatty())
         talk = Talk(session, screen)
         await nursery.start(talk.run)
 
@@ -52,7 +56,7 @@ async def pipe_session(
 
         nursery.start_soon(watch)
         try:
-            await (_send_all if binary else _send_lines)(session, talk, kind, limit)
+            await (_send_all if binary else _send_lines)(session, talk, kind)
         except (ConnectionClosed, trio.ClosedResourceError):
             await trio.sleep_forever()  # `watch` ends this, when everything is printed
         except CommandFailed as exc:
@@ -69,13 +73,16 @@ async def pipe_session(
 
 
 class _Output(Screen):
-    """Standard output; what is wrong with it ends everything."""
+    """Standard output.
 
-    failures: list[Exception]
-    scope: trio.CancelScope
+    Args:
+        limit, raw: see `Screen`.
+        fail: called when there is no going on, which cancels whoever is writing.
+    """
 
-    def __init__(self, limit: int | None, *, raw: bool) -> None:
+    def __init__(self, limit: int | None, fail: Callable[[Exception], None], *, raw: bool) -> None:
         super().__init__(limit, raw=raw)
+        self._fail = fail
         self._lock = trio.Lock()
 
     async def show(self, label: str, lines: Sequence[bytes]) -> None:
@@ -97,14 +104,8 @@ class _Output(Screen):
             except BrokenPipeError as exc:
                 self._fail(exc)
 
-    def _fail(self, exc: Exception) -> None:
-        self.failures.append(exc)
-        self.scope.cancel()
 
-
-async def _send_all(
-    session: WebTransportSession, talk: Talk, kind: Kind, limit: int | None
-) -> None:
+async def _send_all(session: WebTransportSession, talk: Talk, kind: Kind) -> None:
     if kind != "datagram":
         await talk.send_stream(b"", read_input, answered=kind == "stream")
         return
@@ -116,9 +117,7 @@ async def _send_all(
     await _send_datagram(talk, data, "standard input")
 
 
-async def _send_lines(
-    session: WebTransportSession, talk: Talk, kind: Kind, limit: int | None
-) -> None:
+async def _send_lines(session: WebTransportSession, talk: Talk, kind: Kind) -> None:
     lines, number = Lines(), 0
     while chunk := await read_input():
         for line in lines.feed(chunk):

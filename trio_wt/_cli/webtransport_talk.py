@@ -207,8 +207,13 @@ class Talk:
             self._nursery.start_soon(self._hear_out, stream)
 
     async def _take_datagrams(self) -> None:
-        async for data in self._session.datagrams:
-            await self._screen.show("datagram", [data])
+        datagrams = self._session.datagrams
+        async for data in datagrams:
+            # All that are there at once: few may wait, and showing takes its time.
+            waiting = [data]
+            while datagrams.unread:
+                waiting.append(datagrams.receive_nowait())
+            await self._screen.show("datagram", waiting)
 
     async def _hear_out(self, stream: ReceiveStream) -> None:
         async with stream:

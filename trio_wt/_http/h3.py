@@ -305,6 +305,8 @@ class Http3(Upper):
 
     def critical_events(self, events: list[Http3Event]) -> None:
         """What the peer says about the connection."""
+        # Of many for one request the last one counts.
+        priorities: dict[int, bytes] = {}
         for event in events:
             if isinstance(event, SettingsReceived):
                 self._changed.unpark_all()
@@ -316,7 +318,9 @@ class Http3(Upper):
                 self.router.shutting_down()
                 self._changed.unpark_all()
             elif isinstance(event, PriorityUpdated):
-                self.router.priority_updated(event.stream_id, event.value)
+                priorities[event.stream_id] = event.value
+        for stream_id, value in priorities.items():
+            self.router.priority_updated(stream_id, value)
 
 
 class _Undecided:

@@ -154,8 +154,15 @@ class SessionCarrier(Carrier):
     # ---- the session's own stream
 
     def _said(self, data: bytes, fin: bool) -> None:
+        has_grown = False
         for event in self._protocol.receive(data, fin=fin):
-            self._handle(event)
+            if isinstance(event, CreditGrown):
+                has_grown = True  # once for many
+            else:
+                self._handle(event)
+        if has_grown and self.end is None:
+            self._grant_turns()
+            self._room_grew()
 
     def _broken(self) -> None:
         for event in self._protocol.reset():
@@ -176,9 +183,6 @@ class SessionCarrier(Carrier):
             self._ended_by_peer(event)
         elif isinstance(event, DrainRequested):
             self.asked_to_drain()
-        elif isinstance(event, CreditGrown):
-            self._grant_turns()
-            self._room_grew()
         elif isinstance(event, DatagramReceived):
             self.datagrams.arrived(event.data)
 
