@@ -39,6 +39,8 @@ if TYPE_CHECKING:
 
 __all__ = ["Http3", "SessionRouter"]
 
+_GOING_AWAY = "the server takes no more requests (GOAWAY)"
+
 
 class SessionRouter(ABC):
     """What takes WebTransport's streams and datagrams."""
@@ -109,6 +111,7 @@ class Http3(Upper):
         self._requests: deque[RequestStream] = deque()
         # Requests that this side has sent.
         self._unanswered: dict[int, RequestStream] = {}
+        self._serves_no_more = False
         self._control_id = -1
         # Above all requests so far; the first that is not taken any more, once that was said.
         self._next_request = 0
@@ -199,9 +202,12 @@ class Http3(Upper):
         """
         if self.going_away:
             await trio.lowlevel.checkpoint()
-            raise trio.ClosedResourceError("the server takes no more requests (GOAWAY)")
+            raise trio.ClosedResourceError(_GOING_AWAY)
         driver = self.driver
         stream_id = await driver.open(unidirectional=False)
+        if self.going_away:  # meanwhile
+            driver.reset(stream_id, Http3Code.REQUEST_CANCELLED)
+            raise trio.ClosedResourceError(_GOING_AWAY)
         self._next_request = max(self._next_request, stream_id + 4)
         stream = RequestStream(self, stream_id)
         driver.adopt(stream_id, stream)
@@ -221,6 +227,7 @@ class Http3(Upper):
         await trio.lowlevel.checkpoint()
         while not self._requests:
             if self.driver.end is not None or self.going_away:
+                self._serves_no_more = True
                 raise trio.EndOfChannel
             await self._changed.park()
         return self._requests.popleft()
@@ -292,6 +299,12 @@ class Http3(Upper):
 
     def request_ready(self, stream: RequestStream) -> None:
         """A request's head has come."""
+        if self._serves_no_more:
+            # It was on its way when GOAWAY was said, and the client may send it again elsewhere (RFC 9114 section 5.2).
+            self.router.request_over(stream.stream_id)
+            stream.reject(Http3Code.REQUEST_REJECTED)
+            stream.take()
+            return
         self._requests.append(stream)
         self._changed.unpark_all()
 

@@ -285,7 +285,11 @@ class WebTransportConnection:
             stream = await self._http3.request(fields, head_request=method == "HEAD")
             async with stream:
                 stream.send_content_now(b"", end=True)
-                head = await stream.wait_head()
+                try:
+                    head = await stream.wait_head()
+                except BadMessage as exc:
+                    stream.reject(exc.failure.code)
+                    raise
                 assert isinstance(head, ResponseHead)
                 body = await _read_body(stream)
                 response = Response(head.status, Headers.from_raw(head.fields), body)

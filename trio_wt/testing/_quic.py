@@ -9,7 +9,7 @@ from typing import Unpack
 from .._quic.client import open_quic
 from .._quic.connection import Connection
 from .._quic.server import ServerTLSSource, serve_quic
-from .._quic.settings import QuicSettingsKwargs
+from .._quic.settings import QuicSettings, QuicSettingsKwargs
 from .._quic.tls import ClientTLS, ServerTLS
 from ._network import Network
 from ._pair import HOST, PORT, join, pair_certificate
@@ -49,6 +49,8 @@ async def quic_pair(
     certificate = pair_certificate()
     server_kwargs: QuicSettingsKwargs = {**settings, **(server_settings or {})}
     client_kwargs: QuicSettingsKwargs = {**settings, **(client_settings or {})}
+    for kwargs in (server_kwargs, client_kwargs):
+        QuicSettings(**kwargs)  # mistakes are to be told here
     socket = network.socket((HOST, PORT))
 
     async def serve(handle: Callable[[Connection], Awaitable[None]]) -> None:

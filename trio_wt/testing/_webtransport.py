@@ -11,7 +11,7 @@ from .._quic.tls import ClientTLS, ServerTLS
 from .._webtransport.client import open_webtransport
 from .._webtransport.server import serve_webtransport
 from .._webtransport.session import WebTransportSession
-from .._webtransport.settings import WebTransportSettingsKwargs
+from .._webtransport.settings import WebTransportSettings, WebTransportSettingsKwargs
 from ._network import Network
 from ._pair import HOST, PORT, join, pair_certificate
 
@@ -52,6 +52,8 @@ async def webtransport_pair(
     certificate = pair_certificate()
     server_kwargs: WebTransportSettingsKwargs = {**settings, **(server_settings or {})}
     client_kwargs: WebTransportSettingsKwargs = {**settings, **(client_settings or {})}
+    for kwargs in (server_kwargs, client_kwargs):
+        WebTransportSettings(**kwargs)  # mistakes are to be told here
     socket = network.socket((HOST, PORT))
 
     async def serve(handle: Callable[[WebTransportSession], Awaitable[None]]) -> None:
