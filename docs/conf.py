@@ -35,6 +35,8 @@ _ALIASES = [
     "Origins",
     "Parameters",
     "ServerTLSSource",
+    "SessionHandler",
+    "WebSocketHandler",
 ]
 _ELSEWHERE = r"(collections|contextlib|cryptography|os|re|socket|ssl|trio|typing|urllib)\..*"
 _BUILT_IN = "str|bytes|int|float|bool|None|memoryview|bytearray|.*Error|ClassVar"
@@ -42,7 +44,7 @@ nitpick_ignore_regex = [
     ("py:.*", _ELSEWHERE),
     ("py:.*", _BUILT_IN),
     ("py:.*", "|".join(_ALIASES)),
-    ("py:.*", r"trio_wt\._.*\.(T|StreamT|(Quic)?SettingsKwargs)|TypeAliasForwardRef"),
+    ("py:.*", r"trio_wt\._.*\.(T|StreamT|(Quic|WebTransport)?SettingsKwargs)|TypeAliasForwardRef"),
     # attributes that a class says in its docstring
     ("py:obj", "rsv"),
     # `WebSocket.send`, from where the settings are
@@ -75,11 +77,15 @@ _MADE_HERE = {
     "ReceiveStream",
     "Reconnect",
     "Request",
+    "Response",
     "SendMessageStream",
     "SendStream",
+    "SessionStatistics",
     "Statistics",
     "Stream",
     "WebSocket",
+    "WebTransportConnection",
+    "WebTransportSession",
     "testing.NetworkSocket",
     "testing.NetworkStatistics",
 }

@@ -1,4 +1,4 @@
-"""What the QUIC examples have in common: certificates, command lines, errors for people."""
+"""What the QUIC and WebTransport examples share: certificates, command lines, errors for people."""
 
 from __future__ import annotations
 
@@ -133,6 +133,11 @@ def client_tls(options: argparse.Namespace) -> trio_wt.ClientTLS:
         )
     except ValueError as exc:
         raise Failed(f"--hash or --ca: {exc}") from exc
+
+
+def https_url(host: str, port: int, target: str = "/") -> str:
+    """The URL of a server."""
+    return f"https://{f'[{host}]' if ':' in host else host}:{port}{target}"
 
 
 async def serve_forever(serve: Callable[..., Awaitable[None]], *args: Any) -> None:

@@ -12,6 +12,7 @@ import sys
 import threading
 import time
 from collections.abc import Awaitable, Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any, Self
 
@@ -19,6 +20,7 @@ import pytest
 import trio
 
 import trio_wt
+from trio_wt._cli.certificate import Certificate, make_certificate
 from trio_wt.cli import main
 
 from .peers import require
@@ -167,12 +169,14 @@ class Server:
 
     Attributes:
         url: where it serves.
+        hash: the SHA-256 of its certificate in base64, if it has one.
         requests: what it was asked.
         closed: the close codes of the connections that ended.
     """
 
     def __init__(self) -> None:
         self.url = ""
+        self.hash = ""
         self.requests: list[trio_wt.Request] = []
         self.closed: list[int | None] = []
 
@@ -191,8 +195,6 @@ def serving(
 ) -> Iterator[Server]:
     """Serve on loopback in a thread while the block runs."""
     server = Server()
-    ready = threading.Event()
-    stop: list[Callable[[], None]] = []
 
     async def handle(websocket: trio_wt.WebSocket) -> None:
         server.requests.append(websocket.request)
@@ -205,32 +207,87 @@ def serving(
                 await websocket.close()
             server.closed.append(websocket.close_code)
 
+    async def listen(nursery: trio.Nursery, shutdown: trio.Event) -> str:
+        listeners = await nursery.start(
+            partial(
+                trio_wt.serve_websocket,
+                handle,
+                0,
+                host="127.0.0.1",
+                shutdown=shutdown,
+                shutdown_timeout=0.2,
+                **settings,
+            )
+        )
+        return f"ws://127.0.0.1:{listeners[0].socket.getsockname()[1]}/"
+
+    with _in_a_thread(server, listen):
+        yield server
+
+
+@contextlib.contextmanager
+def serving_sessions(
+    handler: Callable[[trio_wt.WebTransportSession], Awaitable[object]],
+    *,
+    certificate: Certificate | None = None,
+    **settings: Any,
+) -> Iterator[Server]:
+    """The same for WebTransport, with a certificate made for it if none is given."""
+    server = Server()
+    made = certificate or make_certificate()
+    server.hash = made.sha256_base64
+
+    async def handle(session: trio_wt.WebTransportSession) -> None:
+        server.requests.append(session.request)
+        try:
+            await handler(session)
+            await session.aclose()
+        except* (trio_wt.ConnectionClosed, trio.ClosedResourceError):
+            pass
+        finally:
+            # The peer's own, or else that of this side.
+            server.closed.append(None if session.closed is None else session.closed.code)
+
+    async def listen(nursery: trio.Nursery, shutdown: trio.Event) -> str:
+        tls = trio_wt.ServerTLS(trio_wt.Certificate.from_pem(made.certificate, made.key))
+        sockets = await nursery.start(
+            partial(
+                trio_wt.serve_webtransport,
+                handle,
+                0,
+                host="127.0.0.1",
+                tls=tls,
+                shutdown=shutdown,
+                shutdown_timeout=0.2,
+                **settings,
+            )
+        )
+        return f"https://127.0.0.1:{sockets[0].local_address[1]}/"
+
+    with _in_a_thread(server, listen):
+        yield server
+
+
+@contextlib.contextmanager
+def _in_a_thread(
+    server: Server, listen: Callable[[trio.Nursery, trio.Event], Awaitable[str]]
+) -> Iterator[None]:
+    ready = threading.Event()
+    stop: list[Callable[[], None]] = []
+
     async def main() -> None:
         shutdown = trio.Event()
         token = trio.lowlevel.current_trio_token()
         stop.append(lambda: token.run_sync_soon(shutdown.set))
         async with trio.open_nursery() as nursery:
-
-            async def listen(task_status: trio.TaskStatus[Any]) -> None:
-                await trio_wt.serve_websocket(
-                    handle,
-                    0,
-                    host="127.0.0.1",
-                    shutdown=shutdown,
-                    shutdown_timeout=0.2,
-                    task_status=task_status,
-                    **settings,
-                )
-
-            listeners = await nursery.start(listen)
-            server.url = f"ws://127.0.0.1:{listeners[0].socket.getsockname()[1]}/"
+            server.url = await listen(nursery, shutdown)
             ready.set()
 
     thread = threading.Thread(target=trio.run, args=(main,))
     thread.start()
     try:
         assert ready.wait(LIMIT)
-        yield server
+        yield
     finally:
         stop[0]()
         thread.join(LIMIT)

@@ -41,6 +41,14 @@ def test_the_demonstration() -> None:
         r" +├─ nursery",
         r" +.*─ trio_wt writer",
         r"goodbye +the client left its block: closed with code 1000",
+        r"webtransport +a server listens on https://127\.0\.0\.1:\d+/, with a certificate .*",
+        r"session +HTTP/3 200, subprotocol demo, drafts [\d-]+",
+        r"streams +100 at once, each with its answer, in \d+ ms",
+        r"large stream +1048576 bytes there and back in \d+ ms",
+        r"datagrams +\d+ of 20 came back; one has \d+ bytes at most",
+        r"cancelled +a stream's block was cancelled; the server saw: .* code 1",
+        r"connection +2 sessions, a WebSocket and GET /health shared it",
+        r"goodbye +the client left the session's block; the server saw: .* with code 0",
         r"server +shut down; everything was as it must be",
     ):
         assert re.search(f"^{expected}$", output, re.MULTILINE), f"{expected} not in\n{output}"

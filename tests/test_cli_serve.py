@@ -143,7 +143,7 @@ def test_it_answers_health_checks() -> None:
             ("GET", "/health", 200, b"ok\n"),
             ("HEAD", "/health", 200, b""),
             ("GET", "/health?verbose", 200, b"ok\n"),
-            ("GET", "/", 426, b"this is a WebSocket server\n"),
+            ("GET", "/nowhere", 426, b"this is a WebSocket server\n"),
         ]:
             with closing(http.client.HTTPConnection("127.0.0.1", server.port, timeout=5)) as http_:
                 http_.request(method, path)
@@ -172,6 +172,7 @@ def test_a_certificate_and_a_client_that_trusts_it(tmp_path: Path) -> None:
 
 def test_a_certificate_for_this_run() -> None:
     with Serve("--self-signed") as server:
+        assert server.line().endswith(" (WebTransport)")
         told = server.line().removeprefix("certificate's SHA-256: ")
         server.line()
         der = ssl.PEM_cert_to_DER_cert(ssl.get_server_certificate(("127.0.0.1", server.port)))

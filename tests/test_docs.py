@@ -24,7 +24,7 @@ import trio.testing
 import trio_wt
 import trio_wt.testing
 import trio_wt.watch
-from tests.shown_code import ROOT
+from tests.shown_code import ROOT, free_port
 from trio_wt import Deflate, Settings, WebSocket
 from trio_wt._cli.certificate import make_certificate
 from trio_wt._http import h1
@@ -378,7 +378,10 @@ def test_programs_of_the_readme(
         if language == "python":
             exec(compile(block, "README.md", "exec", dont_inherit=True), {"__name__": "__main__"})
     output = capsys.readouterr().out
-    shown = r"hello\n[0-9.]+ ms there and back\nbetter late than never\nb'hello'\n"
+    shown = (
+        r"hello\n[0-9.]+ ms there and back\nbetter late than never\n"
+        r"b'hello from HTTP/3'\nb'hello'\n"
+    )
     assert re.fullmatch(shown, output), output
 
 
@@ -423,6 +426,8 @@ TRIO_WT = {
     "trio-wt cert": ("", "cert.pem"),
     "trio-wt connect ws://127.0.0.1:8765/": ("hello\n", "hello"),
     "trio-wt connect --cafile cert.pem wss://localhost:8765/": ("in private\n", "in private"),
+    "trio-wt connect --cafile cert.pem https://localhost:8765/": ("hello\n", "stream 4: hello"),
+    "trio-wt serve": ("", "page for browsers: http://127.0.0.1:8765/"),
 }
 
 
@@ -447,7 +452,12 @@ async def test_commands_of_trio_wt(tmp_path: Path) -> None:
         async for message in ws:
             await ws.send(message)
 
-    demo, cert, plain, private = TRIO_WT
+    async def echo_streams(session: trio_wt.WebTransportSession) -> None:
+        async for stream in session.incoming_streams:
+            async with stream:
+                await stream.send_all(await stream.receive_all())
+
+    demo, cert, plain, private, over_http3, _ = TRIO_WT
     await run_it(cert, 0)
     context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
     context.load_cert_chain(tmp_path / "cert.pem", tmp_path / "key.pem")
@@ -457,8 +467,38 @@ async def test_commands_of_trio_wt(tmp_path: Path) -> None:
             serve = partial(trio_wt.serve_websocket, echo, 0, host="127.0.0.1", ssl_context=tls)
             listeners = await servers.start(serve)
             ports.append(listeners[0].socket.getsockname()[1])
+        certificate = trio_wt.Certificate.load(tmp_path / "cert.pem", tmp_path / "key.pem")
+        tls = trio_wt.ServerTLS(certificate)
+        serve_sessions = partial(
+            trio_wt.serve_webtransport, echo_streams, 0, host="localhost", tls=tls
+        )
+        sockets = await servers.start(serve_sessions)
         async with trio.open_nursery() as nursery:
+            nursery.start_soon(run_it, over_http3, sockets[0].local_address[1])
             nursery.start_soon(run_it, demo, 0)
             nursery.start_soon(run_it, plain, ports[0])
             nursery.start_soon(run_it, private, ports[1])
         servers.cancel_scope.cancel()
+
+
+def test_the_server_of_the_pages(tmp_path: Path) -> None:
+    """It runs until it is stopped."""
+    (command,) = (command for command in TRIO_WT if command.startswith("trio-wt serve"))
+    port, (_, expected) = str(free_port()), TRIO_WT[command]
+    words = [*command.split()[1:], "--port", port]
+    server = subprocess.Popen(
+        [sys.executable, "-m", "trio_wt", *words],
+        stdout=subprocess.PIPE,
+        text=True,
+        cwd=tmp_path,
+        env=environment(),
+    )
+    with server:
+        assert server.stdout is not None
+        for line in server.stdout:
+            if line.strip() == expected.replace("8765", port):
+                break
+        else:
+            raise AssertionError("it does not say so")
+        server.terminate()
+        assert server.wait(30) == 0

@@ -257,7 +257,7 @@ async def how_it_looks_to_the_peer(
 ) -> tuple[str, str]:
     """Run a block as a client, or let ``act`` do something to a server whose handler it is; the code and the error."""
     network, shutdown, server = Network(), trio.Event(), trio.CancelScope()
-    certificate = quic._certificate()
+    certificate = quic.pair_certificate()
     ends: list[trio_wt.ConnectionClosed] = []
 
     async def handle(connection: Connection) -> None:

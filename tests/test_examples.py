@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import base64
 import importlib.util
 import json
+import re
 import ssl
 import sys
 from collections.abc import AsyncIterator, Iterator
-from contextlib import asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager
 from functools import partial
 from pathlib import Path
 from types import ModuleType
@@ -365,3 +367,122 @@ def test_quic_common(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None
         == f"{junk}: there is no certificate in it; it is not PEM"
     )
     assert told("serve", "--host", "192.0.2.1", "--port", "0") == "Cannot assign requested address"
+
+
+# ---- WebTransport
+
+
+@pytest.mark.real_clock
+async def test_webtransport_echo(capsys: pytest.CaptureFixture[str]) -> None:
+    await example("webtransport_echo").demo()
+    lines = capsys.readouterr().out.splitlines()
+    assert sorted(lines[:2]) == ["goodbye", "hello"]
+    assert lines[2:4] == ["one way and back", "a datagram"]
+    assert lines[4].startswith("there and back in ")
+    async with serving("webtransport_echo") as (module, port, client):
+        digest = client.server_certificate_hashes[0].hex()
+        target = ("connect", "127.0.0.1", str(port), "--hash", digest)
+        code, out, _ = await program("webtransport_echo", *target, "--text", "from elsewhere")
+        assert code == 0
+        assert out.startswith("from elsewhere\n")
+        url = f"https://127.0.0.1:{port}/"
+        async with trio_wt.open_webtransport(
+            url, tls=client, origin="https://a.example"
+        ) as session:
+            for size in (2**16 + 1, 5):
+                async with session.open_send_stream() as stream:
+                    await stream.send_all(bytes(size))
+            async with await session.incoming_receive_streams.receive() as refused:
+                with pytest.raises(trio_wt.StreamReset):
+                    await refused.receive_all()
+            async with await session.incoming_receive_streams.receive() as back:
+                assert await back.receive_all() == bytes(5)
+            async with session.open_stream() as given_up:
+                await given_up.send_all(b"x")
+                await given_up.receive_some()
+                given_up.cancel_scope.cancel()
+                await trio.sleep_forever()
+            await module.talk(url, client, ["still there"])
+    assert "still there" in capsys.readouterr().out
+
+
+@pytest.mark.real_clock
+async def test_webtransport_pooled_sessions(capsys: pytest.CaptureFixture[str]) -> None:
+    await example("webtransport_pooled_sessions").demo()
+    lines = capsys.readouterr().out.splitlines()
+    assert sorted(lines[:2]) == [
+        "/count/10: complete; the last number was 9",
+        "/count/20: complete; the last number was 19",
+    ]
+    assert lines[2].startswith("/count/1000000: given up; the last number was ")
+    assert lines[3].startswith("/count/everything: 404, the path ends in ")
+    assert lines[4].startswith("0 sessions left, ")
+    async with serving("webtransport_pooled_sessions") as (_, port, client):
+        url = f"https://127.0.0.1:{port}/"
+        async with trio_wt.open_webtransport_connection(url, tls=client) as connection:
+            async with AsyncExitStack() as stack:
+                for _ in range(4):
+                    await stack.enter_async_context(connection.open_session("/count/1"))
+                with pytest.raises(trio_wt.Rejected, match="429"):
+                    await stack.enter_async_context(connection.open_session("/count/1"))
+
+
+@pytest.mark.real_clock
+async def test_websocket_over_http3(capsys: pytest.CaptureFixture[str]) -> None:
+    await example("websocket_over_http3").demo()
+    assert capsys.readouterr().out.splitlines() == [
+        "hello! (over HTTP/1.1)",
+        "hello! (over HTTP/3)",
+        "hello from the other one! (over HTTP/3)",
+        "GET /health: 200, ok",
+    ]
+
+
+@pytest.mark.real_clock
+async def test_webtransport_chat_page(capsys: pytest.CaptureFixture[str]) -> None:
+    def get(url: str) -> tuple[int, str]:
+        try:
+            with urlopen(url, timeout=10) as response:
+                return response.status, response.read().decode()
+        except HTTPError as exc:
+            with exc:
+                return exc.status, exc.read().decode()
+
+    async with running(example("webtransport_chat_page").main) as port:
+        here = f"http://127.0.0.1:{port}/"
+        assert capsys.readouterr().out.startswith(f"open {here}?name=ann in a browser")
+        status, page = await trio.to_thread.run_sync(get, here)
+        assert status == 200
+        found = re.search(r'atob\("([^"]+)"\)', page)
+        assert found is not None
+        tls = trio_wt.ClientTLS(server_certificate_hashes=[base64.b64decode(found[1])])
+        assert (await trio.to_thread.run_sync(get, f"{here}nowhere"))[0] == 404
+        chat = f"https://127.0.0.1:{port}/chat"
+        origin = here.rstrip("/")
+        async with (
+            trio_wt.open_webtransport(f"{chat}?name=ann", tls=tls, origin=origin) as ann,
+            trio_wt.open_webtransport(f"{chat}?name=", tls=tls, origin=origin) as nobody,
+            ann.open_stream() as ann_stream,
+        ):
+            await ann_stream.send_all(b"\nis anybody there?\n")
+            assert await ann_stream.receive_until(b"\n") == b"* ann has come\n"
+            assert await ann_stream.receive_until(b"\n") == b"ann: is anybody there?\n"
+            async with trio_wt.open_websocket(f"ws://127.0.0.1:{port}/chat?name=bob") as bob:
+                assert await bob.receive() == "* bob has come"
+                await bob.send("me, by WebSocket")
+                assert await ann_stream.receive_until(b"\n") == b"* bob has come\n"
+                assert await ann_stream.receive_until(b"\n") == b"bob: me, by WebSocket\n"
+            assert await ann_stream.receive_until(b"\n") == b"* bob has gone\n"
+            async with nobody.open_stream() as stream:
+                await stream.send_all(b"x\n")
+                assert await stream.receive_until(b"\n") == b"* somebody has come\n"
+                await ann.datagrams.send(b"")
+                assert await nobody.datagrams.receive() == b"ann"
+        with pytest.raises(trio_wt.Rejected, match="404"):
+            async with trio_wt.open_webtransport(f"https://127.0.0.1:{port}/", tls=tls):
+                pass
+        with pytest.raises(trio_wt.Rejected, match="403"):
+            async with trio_wt.open_webtransport(chat, tls=tls, origin="https://evil.example"):
+                pass
+        async with trio_wt.open_webtransport_connection(chat, tls=tls) as connection:
+            assert (await connection.request("GET", "/")).body.decode() == page

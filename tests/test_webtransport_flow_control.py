@@ -21,6 +21,7 @@ from tests.http3_peers import (
 )
 from tests.webtransport_pairs import (
     Visitors,
+    check_credit,
     check_nothing_is_held,
     connect,
     one_way_pair,
@@ -63,18 +64,6 @@ async def send_until_blocked(stream: SendStream, piece: int = 500) -> int:
             sent += piece
     assert scope.cancelled_caught
     return sent
-
-
-def check_credit(a: WebTransportSession, b: WebTransportSession) -> None:
-    """What one side takes for sent, the other has counted, and has given back; both ways."""
-    for sender, receiver in ((a, b), (b, a)):
-        sending, receiving = sender._carrier._credit, receiver._carrier._credit
-        assert sending is not None
-        assert receiving is not None
-        assert sending._sent == receiving._received
-        # The limit is raised in steps.
-        assert receiving._window.limit - receiving._received >= receiving._window.size // 2
-        assert sending._max_data == receiving._window.limit
 
 
 async def check_throughput(a: WebTransportSession, b: WebTransportSession, size: int) -> None:

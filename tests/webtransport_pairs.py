@@ -38,6 +38,7 @@ __all__ = [
     "Visitors",
     "ask",
     "certificate",
+    "check_credit",
     "check_nothing_is_held",
     "client_tls",
     "connect",
@@ -143,6 +144,18 @@ async def open_loose(session: WebTransportSession) -> Stream:
     stream = await session.open_stream().__aenter__()
     stream.cancel_scope.__exit__(None, None, None)
     return stream
+
+
+def check_credit(a: WebTransportSession, b: WebTransportSession) -> None:
+    """What one side takes for sent, the other has counted, and has given back; both ways."""
+    for sender, receiver in ((a, b), (b, a)):
+        sending, receiving = sender._carrier._credit, receiver._carrier._credit
+        assert sending is not None
+        assert receiving is not None
+        assert sending._sent == receiving._received
+        # The limit is raised in steps.
+        assert receiving._window.limit - receiving._received >= receiving._window.size // 2
+        assert sending._max_data == receiving._window.limit
 
 
 def check_nothing_is_held(connection: WebTransportConnection) -> None:

@@ -324,4 +324,6 @@ async def _settled(figure: Callable[[], int], wanted: int, seconds: float) -> No
 def _connections(*, client: bool = False) -> int:
     """How many servers' ends, or clients', are held in memory."""
     gc.collect()
-    return sum(isinstance(thing, Driver) and thing.is_client == client for thing in gc.get_objects())
+    return sum(
+        isinstance(thing, Driver) and thing.is_client == client for thing in gc.get_objects()
+    )

@@ -1,0 +1,1 @@
+"""A benchmark of WebTransport libraries, run as ``python -m tests.bench.webtransport``; see README.md."""
