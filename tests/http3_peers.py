@@ -21,6 +21,8 @@ from trio_wt._protocol.stream_heads import StreamType, session_stream_head
 from trio_wt.testing import Network
 
 __all__ = [
+    "ws_fields",
+    "ask_raw",
     "CapsuleType",
     "Exchange",
     "FrameType",
@@ -269,6 +271,24 @@ class RawPeer:
 
     def send_datagram(self, session_id: int, data: bytes) -> None:
         self.connection.datagrams.send_nowait(varint.encode(session_id // 4) + data)
+
+
+async def ask_raw(
+    peer: RawPeer, fields: Fields, body: bytes = b""
+) -> tuple[dict[bytes, bytes], bytes]:
+    """A whole exchange."""
+    exchange = await peer.request(fields, eof=not body)
+    if body:
+        await exchange.send_data(body, eof=True)
+    head = await exchange.receive_head()
+    return head, await exchange.receive_body()
+
+
+def ws_fields(peer: RawPeer, *more: tuple[bytes, bytes]) -> Fields:
+    fields = peer.session_fields(b"/chat", token=b"websocket")
+    if not any(name == b"sec-websocket-version" for name, _ in more):
+        fields.append((b"sec-websocket-version", b"13"))
+    return [*fields, *(pair for pair in more if pair[1])]
 
 
 @asynccontextmanager

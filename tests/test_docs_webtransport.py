@@ -364,6 +364,7 @@ def test_webtransport_browser(here: Path, tmp_path: Path, monkeypatch: pytest.Mo
     Path("certificates/today.pem").write_text(both)
     with shown("webtransport_browser") as code:
         assert len(code.for_the_page(certificate)) == 44
+        assert code.renewed_each_day() is code.renewed_each_day()
         assert code.renewed_each_day().certificate.sha256 == certificate.sha256
 
 

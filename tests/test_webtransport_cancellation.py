@@ -26,6 +26,7 @@ from tests.webtransport_pairs import (
     settle,
     stream_pair,
     visit,
+    ws_echo,
 )
 from trio_wt import (
     ConnectionClosed,
@@ -35,7 +36,6 @@ from trio_wt import (
     Request,
     ServerTLS,
     Stream,
-    WebSocket,
     WebTransportConnection,
     WebTransportSession,
     serve_webtransport,
@@ -65,11 +65,6 @@ class Ends:
     b: Stream
     # What of the stream's bytes the operation itself has received.
     received: bytearray = field(default_factory=bytearray)
-
-
-async def ws_echo(websocket: WebSocket) -> None:
-    async for message in websocket:
-        await websocket.send(message)
 
 
 async def on_request(request: Request) -> None:

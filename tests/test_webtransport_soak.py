@@ -91,8 +91,6 @@ async def test_soak(seed: int, kind: str) -> None:
         assert connection.closed is None
 
 
-# ---- sessions that come and go
-
 ENDS = ["return", "close", "raise", "cancel", "theirs", "their failure", "leave it", "refused"]
 
 

@@ -19,8 +19,10 @@ from tests.quic_pairs import (
     stream_pair,
 )
 from trio_wt import (
+    SendStream,
     ServerTLS,
     Stream,
+    WebSocket,
     WebTransportConnection,
     WebTransportSession,
     open_webtransport,
@@ -30,6 +32,10 @@ from trio_wt import (
 from trio_wt.testing import Network
 
 __all__ = [
+    "ws_echo",
+    "send_until_blocked",
+    "check_throughput",
+    "Guests",
     "HOST",
     "ORIGIN",
     "PORT",
@@ -63,6 +69,11 @@ Handler = Callable[[WebTransportSession], Awaitable[object]]
 async def stay(session: WebTransportSession) -> None:
     """A handler that lets its session be, until the client has had enough."""
     await session.wait_closed()
+
+
+async def ws_echo(websocket: WebSocket) -> None:
+    async for message in websocket:
+        await websocket.send(message)
 
 
 async def start_serving(
@@ -130,6 +141,21 @@ class Visitors:
         return await self._receive.receive()
 
 
+class Guests:
+    """A handler whose WebSockets the test takes; their blocks last a little longer than they do."""
+
+    def __init__(self) -> None:
+        self._send, self._receive = trio.open_memory_channel[WebSocket](1000)
+
+    async def __call__(self, websocket: WebSocket) -> None:
+        self._send.send_nowait(websocket)
+        await websocket.wait_closed()
+        await settle()
+
+    async def next(self) -> WebSocket:
+        return await self._receive.receive()
+
+
 @asynccontextmanager
 async def session_pair(
     connection: WebTransportConnection, visitors: Visitors, path: str = "/", **options: object
@@ -144,6 +170,29 @@ async def open_loose(session: WebTransportSession) -> Stream:
     stream = await session.open_stream().__aenter__()
     stream.cancel_scope.__exit__(None, None, None)
     return stream
+
+
+async def send_until_blocked(stream: SendStream, piece: int = 500) -> int:
+    """How much of a stream is taken before a send has to wait."""
+    sent = 0
+    with trio.move_on_after(1) as scope:
+        while True:
+            await stream.send_all(bytes(piece))
+            sent += piece
+    assert scope.cancelled_caught
+    return sent
+
+
+async def check_throughput(a: WebTransportSession, b: WebTransportSession, size: int) -> None:
+    """More than one window's worth still gets through."""
+    async with one_way_pair(a, b) as (sender, receiver), trio.open_nursery() as nursery:
+
+        @nursery.start_soon
+        async def send() -> None:
+            await sender.send_all(bytes(size), eof=True)
+
+        with trio.fail_after(60):
+            assert await receiver.receive_all(size) == bytes(size)
 
 
 def check_credit(a: WebTransportSession, b: WebTransportSession) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+from functools import lru_cache
 from pathlib import Path
 
 import trio_wt
@@ -13,5 +14,9 @@ def for_the_page(certificate: trio_wt.Certificate) -> str:
 
 
 def renewed_each_day() -> trio_wt.ServerTLS:
-    newest = max(Path("certificates").glob("*.pem"), key=lambda path: path.stat().st_mtime)
-    return trio_wt.ServerTLS(trio_wt.Certificate.load(newest))
+    return load(max(Path("certificates").glob("*.pem"), key=lambda path: path.stat().st_mtime))
+
+
+@lru_cache(maxsize=1)
+def load(path: Path) -> trio_wt.ServerTLS:
+    return trio_wt.ServerTLS(trio_wt.Certificate.load(path))

@@ -46,7 +46,7 @@ async def open_both(host: str, port: int) -> tuple[list[trio.SocketListener], li
             ) from exc
         try:
             return await trio.open_tcp_listeners(sockets[0].local_address[1], host=host), sockets
-        except BaseException as exc:
+        except BaseException as exc:  # noqa: ASYNC103  # tried again, or raised
             for opened in sockets:
                 opened.close()
             in_use = isinstance(exc, OSError) and exc.errno == errno.EADDRINUSE
@@ -69,7 +69,7 @@ class Echo:
         """Serve one session."""
         async with trio.open_nursery() as nursery:
             with trio.CancelScope() as taking:
-                nursery.start_soon(self._stop_taking, taking)
+                nursery.start_soon(self._stop_taking, taking)  # noqa: ASYNC111  # ends with the block
                 async with trio.open_nursery() as loops:
                     for loop in (self._take_streams, self._take_receive_streams):
                         loops.start_soon(_until_the_end, loop, session, nursery)

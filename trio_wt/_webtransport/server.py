@@ -201,7 +201,7 @@ class _Server:
                         except trio.EndOfChannel:
                             break
                         self._served += 1
-                        nursery.start_soon(self._serve_request, stream, scope)
+                        nursery.start_soon(self._serve_request, stream, scope)  # noqa: ASYNC111
                         del stream  # and with it all that a session holds
         finally:
             if self._had_session:

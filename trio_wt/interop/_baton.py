@@ -355,15 +355,12 @@ class _Player:
 
     # ---- sending
 
-    def _credit_patience(self) -> trio.CancelScope:
-        return trio.move_on_after(self._settings.credit_patience)
-
     def _check_credit(self, scope: trio.CancelScope) -> None:
         if scope.cancelled_caught:
             self._fail(BatonSessionError.DA_YAMN, "there is no credit for another stream")
 
     async def _send_uni(self, value: int) -> None:
-        with self._credit_patience() as scope:
+        with trio.move_on_after(self._settings.credit_patience) as scope:
             async with self._session.open_send_stream() as stream:
                 scope.deadline = math.inf
                 await self._send(stream, value, Kind.BIDI)
@@ -372,7 +369,7 @@ class _Player:
     async def _send_bidi(self, value: int) -> None:
         """Send on a stream that is opened for it, and receive the answer on the same."""
         answer: int | None = None
-        with self._credit_patience() as scope:
+        with trio.move_on_after(self._settings.credit_patience) as scope:
             async with self._session.open_stream() as stream:
                 scope.deadline = math.inf
                 if await self._send(stream, value) and value:
