@@ -233,6 +233,7 @@ async def test_ends_that_a_server_may_give(how: str) -> None:
                 while await exchange.receive_capsule():
                     pass
             answered.append(True)
+            await exchange.stream.send_eof()
         # The other session lives until the client leaves it.
         assert await other.receive_capsule() == (CapsuleType.CLOSE_SESSION, bytes(4))
         await other.stream.send_eof()

@@ -371,7 +371,7 @@ async def test_there_is_no_answer(handler: RawHandler, match: str) -> None:
                 async with connection.open_session(handshake_timeout=3):
                     pytest.fail("there is no session")
         assert trio.current_time() < 5
-        assert type(connection.closed) is not None
+        assert connection.closed is not None
 
 
 @pytest.mark.parametrize(

@@ -6,6 +6,7 @@ import pytest
 import trio
 import trio.testing
 
+from tests.http3_peers import raw_client
 from tests.webtransport_pairs import (
     Visitors,
     connect,
@@ -15,6 +16,7 @@ from tests.webtransport_pairs import (
 )
 from trio_wt import (
     DatagramTooLarge,
+    WebTransportSession,
 )
 from trio_wt.testing import Network, webtransport_pair
 
@@ -105,3 +107,26 @@ async def test_closed_datagrams_are_closed_for_one_session_only() -> None:
             await their_two.datagrams.send(b"somebody does")
             assert await two.datagrams.receive() == b"somebody does"
             assert one.closed is None
+
+
+async def test_a_datagram_that_is_sent_at_once_does_not_overtake_the_response() -> None:
+    """Not even within a packet: browsers drop what comes before the session is open."""
+
+    async def handler(session: WebTransportSession) -> None:
+        session.datagrams.send_nowait(b"first")
+        await session.wait_closed()
+
+    network = Network()
+    async with serving(handler, network), raw_client(network) as peer:
+        order: list[bool] = []
+        upper = peer.connection._driver.upper
+        arrived = upper.datagram_arrived
+
+        def note(data: bytes) -> None:
+            order.append(exchange.stream.buffered > 0)
+            arrived(data)
+
+        upper.datagram_arrived = note  # type: ignore[method-assign]
+        exchange = await peer.request(peer.session_fields())
+        assert await peer.connection.datagrams.receive() == b"\x00first"
+        assert order == [True]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import gc
 import pickle
 import signal
@@ -18,9 +19,11 @@ from tests.webtransport_pairs import (
     connect,
     echo,
     one_way_pair,
+    open_loose,
     serving,
     session_pair,
     settle,
+    stay,
     stream_pair,
     visit,
 )
@@ -121,6 +124,18 @@ async def close_a_connection_without_credit(a: WebTransportSession, b: WebTransp
     a.close_now(6, "why")
 
 
+async def close_what_nobody_reads(a: WebTransportSession, b: WebTransportSession) -> None:
+    """All of it has arrived, and waits for an application that does not take it."""
+    total = 0
+    while credit := a.statistics().send_credit:
+        size = min(credit, 2**17)
+        await (await open_loose(a)).send_all(bytes(size), eof=True)
+        total += size
+        await settle()
+    assert b.statistics().unread_bytes == total
+    a.close_now(6, "why")
+
+
 Ending = Callable[[WebTransportSession, WebTransportSession], Awaitable[None]]
 
 
@@ -135,6 +150,7 @@ Ending = Callable[[WebTransportSession, WebTransportSession], Awaitable[None]]
         close_behind_much,
         close_a_session_without_credit,
         close_a_connection_without_credit,
+        close_what_nobody_reads,
     ],
     ids=lambda ending: ending.__name__,
 )
@@ -294,6 +310,25 @@ async def test_a_graceful_end_is_bounded(by_block: bool) -> None:
                     await client.aclose(3, "no more")
             assert trio.current_time() - started == pytest.approx(7, abs=0.1)
             assert (await server.wait_closed()).code == (0 if by_block else 3)
+
+
+@pytest.mark.parametrize("how", ["return", "raise", "cancel"])
+async def test_the_end_of_a_block_is_bounded_as_a_whole(how: str) -> None:
+    """Session and connection have one time for it, when they are opened as one."""
+    network = Network()
+    async with serving(stay, network):
+        with contextlib.suppress(ZeroDivisionError), trio.CancelScope() as scope:
+            async with visit(network, close_timeout=7) as session:
+                async with session.open_send_stream() as stream:
+                    await stream.send_all(b"never to arrive")
+                network.loss = 1
+                started = trio.current_time()
+                if how == "raise":
+                    raise ZeroDivisionError
+                if how == "cancel":
+                    scope.cancel()
+                    await trio.sleep_forever()
+        assert trio.current_time() - started <= (8.1 if how == "return" else 1)
 
 
 async def test_what_had_arrived_can_be_read_after_a_clean_end() -> None:

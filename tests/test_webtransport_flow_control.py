@@ -20,15 +20,18 @@ from tests.http3_peers import (
 )
 from tests.webtransport_pairs import (
     Visitors,
+    check_connection_credit,
     check_credit,
     check_nothing_is_held,
     check_throughput,
     connect,
+    open_loose,
     send_until_blocked,
     serving,
     session_pair,
     settle,
     visit,
+    ws_echo,
 )
 from trio_wt import (
     ConnectionClosedError,
@@ -82,6 +85,40 @@ async def test_a_session_that_is_not_read_does_not_stop_another() -> None:
                 await check_throughput(free, their_free, 10 * WINDOW)
                 check_credit(free, their_free)
                 stream.reset(0)
+
+
+async def fill(session: WebTransportSession) -> None:
+    """Use up its credit, with streams that stay."""
+    for _ in range(8):
+        stream = await open_loose(session)
+        with trio.move_on_after(1):
+            await stream.send_all(bytes(2**18))
+
+
+@pytest.mark.parametrize("by_client", [True, False])
+async def test_with_default_settings_a_session_that_is_not_read_stops_nobody(
+    by_client: bool,
+) -> None:
+    """Neither another session, nor a request, a WebSocket, or what comes after them."""
+    network, visitors = Network(), Visitors()
+    async with serving(visitors, network, websocket_handler=ws_echo):
+        async with connect(network) as connection:
+            async with (
+                session_pair(connection, visitors, "/full") as full,
+                session_pair(connection, visitors, "/free") as free,
+            ):
+                await fill(full[not by_client])
+                assert full[not by_client].statistics().send_credit == 0
+                with trio.fail_after(10):
+                    await check_throughput(*free, 2**21)
+                    await check_throughput(*free[::-1], 2**21)
+                    assert (await connection.request("GET", "/")).status == 404
+                    async with connection.open_websocket("/") as websocket:
+                        await websocket.send("x")
+                        assert await websocket.receive() == "x"
+                    async with session_pair(connection, visitors, "/new") as new:
+                        await check_throughput(*new, 2**16)
+                full[0].close_now()
 
 
 async def test_the_window_grows_while_it_is_what_limits() -> None:
@@ -361,12 +398,20 @@ async def test_credit_is_whole_over_bad_networks() -> None:
 @pytest.mark.parametrize("how", ["theirs", "ours", "fin of the block", "violation"])
 async def test_a_session_s_end_gives_back_what_it_held_of_the_connection(how: str) -> None:
     """Streams that were not read, datagrams, and streams that nobody has taken."""
-    window = 30_000
+    window = 100_000
     network, visitors = Network(), Visitors()
-    settings = {"connection_window": window, "max_connection_window": window, "close_timeout": 1}
+    # The smallest window there can be for two sessions of this size.
+    settings = {
+        "max_sessions": 2,
+        "session_window": 20_000,
+        "max_session_window": 20_000,
+        "connection_window": 1,
+        "max_connection_window": 1,
+        "close_timeout": 1,
+    }
     async with serving(visitors, network, **settings), connect(network) as connection:
         async with session_pair(connection, visitors, "/stays") as (stays, their_stays):
-            for _ in range(4):
+            for _ in range(8):
                 async with session_pair(connection, visitors, "/goes") as (goes, their_goes):
                     async with goes.open_stream() as one, goes.open_send_stream() as two:
                         await one.send_all(bytes(10_000))
@@ -393,10 +438,8 @@ async def test_a_session_s_end_gives_back_what_it_held_of_the_connection(how: st
 
 
 async def test_what_is_still_there_can_be_read_after_the_end_and_is_not_given_back_twice() -> None:
-    window = 30_000
     network, visitors = Network(), Visitors()
-    settings = {"connection_window": window, "max_connection_window": window}
-    async with serving(visitors, network, **settings), connect(network) as connection:
+    async with serving(visitors, network), connect(network) as connection:
         async with session_pair(connection, visitors, "/stays") as (stays, their_stays):
             async with session_pair(connection, visitors, "/goes") as (goes, their_goes):
                 async with goes.open_send_stream() as one, goes.open_send_stream() as two:
@@ -413,6 +456,6 @@ async def test_what_is_still_there_can_be_read_after_the_end_and_is_not_given_ba
                     with pytest.raises(ConnectionClosedError) as caught:
                         await receive_stream.receive_some()
                     assert caught.value.code == 3
-            await check_throughput(stays, their_stays, 4 * window)
-            async with stays.open_send_stream() as stream:
-                assert await send_until_blocked(stream) <= window + 2**18
+            await check_throughput(stays, their_stays, 2**22)
+            await settle()
+            check_connection_credit(their_stays.connection)

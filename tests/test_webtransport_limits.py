@@ -23,6 +23,7 @@ from tests.webtransport_pairs import (
     check_credit,
     check_nothing_is_held,
     connect,
+    one_way_pair,
     open_loose,
     serving,
     session_pair,
@@ -54,12 +55,12 @@ NONE = {
 # ---- streams
 
 
-async def count_openable(session: WebTransportSession) -> int:
-    """How many bidirectional streams can be opened at once. They stay open."""
+async def count_openable(session: WebTransportSession, *, unidirectional: bool = False) -> int:
+    """How many streams can be opened at once. They stay open."""
     count = 0
     with trio.move_on_after(1) as scope:
         while True:
-            await (await open_loose(session)).send_all(b"x")
+            await (await open_loose(session, unidirectional=unidirectional)).send_all(b"x")
             count += 1
     assert scope.cancelled_caught
     return count
@@ -79,6 +80,31 @@ async def test_each_session_may_have_so_many_streams(by_client: bool) -> None:
             session = two[not by_client]
             assert await count_openable(session) == 3
             session.close_now()
+
+
+@pytest.mark.parametrize("by_client", [True, False])
+async def test_a_session_that_uses_up_its_streams_leaves_others_theirs(by_client: bool) -> None:
+    """With default settings, whoever opens them, and new sessions can be opened too."""
+    network, visitors = Network(), Visitors()
+    async with serving(visitors, network), connect(network) as connection:
+        async with (
+            session_pair(connection, visitors, "/full") as full,
+            session_pair(connection, visitors, "/free") as free,
+        ):
+            session = full[not by_client]
+            assert await count_openable(session) == 128
+            assert await count_openable(session, unidirectional=True) == 128
+            with trio.fail_after(10):
+                for a, b in (free, free[::-1]):
+                    async with stream_pair(a, b), one_way_pair(a, b):
+                        for _ in range(30):
+                            for unidirectional in (False, True):
+                                stream = await open_loose(a, unidirectional=unidirectional)
+                                await stream.send_all(b"x")
+                async with session_pair(connection, visitors, "/new") as new, stream_pair(*new):
+                    pass
+                assert (await connection.request("GET", "/")).status == 404
+            full[0].close_now()
 
 
 @pytest.mark.parametrize("by_client", [True, False])
@@ -426,8 +452,7 @@ async def test_a_flood_of_sessions_leaves_nothing() -> None:
         check_nothing_is_held(server)
 
 
-async def test_a_raw_peer_s_exchange_is_what_these_tests_say() -> None:
-    """Capsules in pieces of any size are the same capsules."""
+async def test_limits_in_pieces_of_a_byte_are_limits() -> None:
     network, visitors = Network(), Visitors()
     async with serving(visitors, network, **FIXED), raw_client(network) as peer:
         exchange: Exchange = await peer.open_session()

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
 from typing import Any
 
 import pytest
@@ -173,12 +171,7 @@ async def test_priorities_that_make_no_sense_are_the_default() -> None:
         await peer.send_control(0xF0701, encode(1) + b"u=1")
         await settle()
         assert peer.connection.closed is None
-    async with raw_client_of_another(network, visitors) as peer:
+    async with serving(visitors, network), raw_client(network) as peer:
+        # A number that is no request's.
         await update(peer, 1, b"u=1")
         assert (await peer.connection.wait_closed()).code == Http3Code.ID_ERROR
-
-
-@asynccontextmanager
-async def raw_client_of_another(network: Network, visitors: Visitors) -> AsyncIterator[RawPeer]:
-    async with serving(visitors, network), raw_client(network) as peer:
-        yield peer

@@ -21,7 +21,6 @@ from tests.quic_pairs import (
 from trio_wt import (
     SendStream,
     ServerTLS,
-    Stream,
     WebSocket,
     WebTransportConnection,
     WebTransportSession,
@@ -37,13 +36,13 @@ __all__ = [
     "check_throughput",
     "Guests",
     "HOST",
-    "ORIGIN",
     "PORT",
     "URL",
     "Handler",
     "Visitors",
     "ask",
     "certificate",
+    "check_connection_credit",
     "check_credit",
     "check_nothing_is_held",
     "client_tls",
@@ -61,7 +60,6 @@ __all__ = [
 ]
 
 URL = f"https://{HOST}:{PORT}"
-ORIGIN = URL
 
 Handler = Callable[[WebTransportSession], Awaitable[object]]
 
@@ -165,9 +163,10 @@ async def session_pair(
         yield ours, await visitors.next()
 
 
-async def open_loose(session: WebTransportSession) -> Stream:
+async def open_loose(session: WebTransportSession, *, unidirectional: bool = False) -> SendStream:
     """A stream without a block, for tests that want many of them at once."""
-    stream = await session.open_stream().__aenter__()
+    opening = session.open_send_stream() if unidirectional else session.open_stream()
+    stream: SendStream = await opening.__aenter__()  # type: ignore[attr-defined]
     stream.cancel_scope.__exit__(None, None, None)
     return stream
 
@@ -212,8 +211,8 @@ def check_nothing_is_held(connection: WebTransportConnection) -> None:
     driver = connection._driver
     assert not driver.blocked
     assert not driver.openers
-    held = {number for number, sink in driver._streams.items() if "_Critical" not in repr(sink)}
-    assert not held
+    kinds = {type(sink).__name__ for sink in driver._streams.values()}
+    assert kinds <= {"_Critical"}
     sessions = connection._sessions
     assert not sessions.open
     assert not sessions._pending
@@ -226,3 +225,11 @@ def check_nothing_is_held(connection: WebTransportConnection) -> None:
     assert figures.unread_bytes == figures.unsent_bytes == figures.unaccepted_streams == 0
     # The peer's control stream, and ours.
     assert figures.open_streams <= 2
+    check_connection_credit(connection)
+
+
+def check_connection_credit(connection: WebTransportConnection) -> None:
+    """All that has come counts as taken, once each, but for what waits for the application."""
+    engine = connection._driver.engine
+    received = engine._local_max_data.used
+    assert received - engine._window.consumed == connection.statistics().unread_bytes

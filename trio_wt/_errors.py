@@ -103,7 +103,8 @@ class TransportClosed(ConnectionClosedError):
 class ConnectionLost(ConnectionClosedError):
     """The connection ended without a word: nothing was heard for too long, or the peer has forgotten it.
 
-    ``code`` is 0 and ``remote`` is True. ``reason`` says what was noticed.
+    ``code`` is 0. ``remote`` is False only for a WebTransport session whose connection was closed on this side. ``reason`` says
+    what was noticed.
     """
 
     def __str__(self) -> str:

@@ -21,7 +21,19 @@ from tests.robustness.h3_peer import (
 from tests.robustness.h3_target import Watched, attacked_h3_client, attacked_h3_server, no_answer
 
 #: Values that would be other fields, or none.
-VALUES = ["a\r\nb: c", "a\nb", "a\rb", "a\0b", "\r\n", " a", "a\t", "a\x7fb", "a\x1b[31m", "€", "\ud800"]
+VALUES = [
+    "a\r\nb: c",
+    "a\nb",
+    "a\rb",
+    "a\0b",
+    "\r\n",
+    " a",
+    "a\t",
+    "a\x7fb",
+    "a\x1b[31m",
+    "€",
+    "\ud800",
+]
 NAMES = ["", "a b", "a\r\nb", "a\n", "a:", ":path", "é", "a\0", "a\t", "a,b", "\ud800"]
 TARGETS = ["/\r\nX: y", "/a b", "/é\ud800", "/\0", "/#there", "x", "", "//\n", "/\x7f", "*"]
 #: What a caller may not say, because the request itself does.
@@ -112,12 +124,16 @@ async def test_subprotocols_that_are_repeated_or_no_list(kind: str) -> None:
 
 
 @pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize("target", [*TARGETS, "https://elsewhere.test/", "http://server.test:4433/"])
+@pytest.mark.parametrize(
+    "target", [*TARGETS, "https://elsewhere.test/", "http://server.test:4433/"]
+)
 async def test_targets(target: str, kind: str) -> None:
     await nothing_leaves(opening(kind, target))
 
 
-@pytest.mark.parametrize("method", ["", "G T", "GET\r\n", "GÉT", "CONNECT", "connect", "\0", "GET:"])
+@pytest.mark.parametrize(
+    "method", ["", "G T", "GET\r\n", "GÉT", "CONNECT", "connect", "\0", "GET:"]
+)
 async def test_methods(method: str) -> None:
     async def ask(connection: Any) -> None:
         await connection.request(method, "/")

@@ -43,11 +43,13 @@ class Mode:
 
 async def until_signalled(
     talk: Callable[[], Awaitable[ConnectionClosed | None]],
+    goodbye: Callable[[], None] | None = None,
 ) -> tuple[ConnectionClosed | None, signal.Signals | None]:
     """Talk until it ends: by the peer, by this side, or by a signal.
 
     Args:
         talk: returns how it ended; None if by this side.
+        goodbye: called at a signal, before all that goes on is cancelled.
 
     Returns:
         that, and the signal.
@@ -60,6 +62,8 @@ async def until_signalled(
             async def watch() -> None:
                 nonlocal caught
                 caught = signal.Signals(await anext(signals))
+                if goodbye is not None:
+                    goodbye()
                 nursery.cancel_scope.cancel()
 
             nursery.start_soon(watch)

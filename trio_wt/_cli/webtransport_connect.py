@@ -8,6 +8,7 @@ import signal
 import socket
 from contextlib import AsyncExitStack
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import click
@@ -21,11 +22,10 @@ from .errors import CommandFailed, Interrupted, describe
 from .mode import Mode, until_signalled
 from .text import escape
 from .webtransport_piped import pipe_session
-from .webtransport_talk import Kind
+from .webtransport_talk import INTERRUPTED, Kind
 
 __all__ = ["SessionOptions", "certificate_hash", "talk_over_webtransport"]
 
-_INTERRUPTED = 1
 _SHA256_BYTES = 32
 
 
@@ -117,10 +117,10 @@ async def talk_over_webtransport(url: str, options: SessionOptions, mode: Mode) 
             history = history_path() if mode.keep_history else None
             return await interact_with_session(session, options.kind, history, options.limit)
 
-        end, caught = await until_signalled(talk)
+        # Before its streams are reset one by one, so that the peer sees the one thing that happens.
+        end, caught = await until_signalled(talk, partial(session.close_now, INTERRUPTED))
         if caught is not None:
             signal.signal(caught, signal.SIG_DFL)  # a second one does not wait
-            session.close_now(_INTERRUPTED)
     _report(session, mode, end, caught)
 
 

@@ -13,7 +13,7 @@ from .._protocol.http3_codes import MAX_APPLICATION_CODE
 from .._webtransport.session import WebTransportSession
 from .conversation import Conversation, Mistake, hexadecimal_argument
 from .prompt import Prompt, open_prompt
-from .webtransport_talk import KINDS, Kind, Screen, Talk, shown
+from .webtransport_talk import INTERRUPTED, KINDS, Kind, Screen, Talk, shown
 
 __all__ = ["interact_with_session"]
 
@@ -71,7 +71,7 @@ class _Terminal(Screen):
 
 class _Conversation(Conversation):
     done_code = 0
-    interrupted_code = 1
+    interrupted_code = INTERRUPTED
 
     def __init__(
         self, session: WebTransportSession, kind: Kind, prompt: Prompt, limit: int | None

@@ -12,7 +12,7 @@ from .._errors import ConnectionClosed, DatagramTooLarge
 from .._webtransport.session import WebTransportSession
 from .errors import CommandFailed
 from .lines import Lines, read_input, write_output
-from .webtransport_talk import Kind, Screen, Talk, shown
+from .webtransport_talk import INTERRUPTED, Kind, Screen, Talk, shown
 
 __all__ = ["pipe_session"]
 
@@ -44,6 +44,7 @@ async def pipe_session(
 
         def fail(exc: Exception) -> None:
             failures.append(exc)
+            session.close_now(INTERRUPTED)
             nursery.cancel_scope.cancel()
 
         screen = _Output(limit, fail, raw=binary and not sys.stdout.isatty())
@@ -60,12 +61,10 @@ async def pipe_session(
         except (ConnectionClosed, trio.ClosedResourceError):
             await trio.sleep_forever()  # `watch` ends this, when everything is printed
         except CommandFailed as exc:
-            failures.append(exc)
-        else:
-            await trio.sleep(linger)
+            fail(exc)
+        await trio.sleep(linger)
         talk.stop()
     if failures:
-        session.close_now(1)
         raise failures[0]
     end = session.closed
     await session.aclose()

@@ -17,12 +17,14 @@ from .._webtransport.session import WebTransportSession
 from .lines import Lines
 from .text import escape, hexadecimal
 
-__all__ = ["KINDS", "Kind", "Screen", "Talk", "shown"]
+__all__ = ["INTERRUPTED", "KINDS", "Kind", "Screen", "Talk", "shown"]
 
 #: What a text can go out as: a stream whose answer is shown, a stream of one direction, a datagram.
 Kind: TypeAlias = Literal["stream", "send-stream", "datagram"]
 KINDS: Final[tuple[Kind, ...]] = get_args(Kind)
 
+#: The code of a session that did not come to a good end, which is also what a cancelled block has.
+INTERRUPTED: Final = 1
 _OVER: Final = (ConnectionClosed, trio.ClosedResourceError)
 
 

@@ -18,7 +18,7 @@ from .._protocol.http3 import (
     ResponseReceived,
 )
 from .._protocol.http3_codes import Http3Code
-from .._protocol.http3_fields import Fields, RequestHead, ResponseHead
+from .._protocol.http3_fields import CONNECTION_SPECIFIC, Fields, RequestHead, ResponseHead
 from .._quic.send_stream import SendStream
 from .._quic.streams import Stream
 
@@ -33,13 +33,13 @@ def fields_of(headers: Headers) -> Fields:
     return [
         (name.lower().encode("ascii"), value.encode("latin-1"))
         for name, value in headers.fields
-        if name.lower() not in _CONNECTION_SPECIFIC
+        if name.lower().encode("ascii") not in CONNECTION_SPECIFIC
+        and (name.lower() != "te" or value == "trailers")
     ]
 
 
 # A type and a length.
 _MAX_FRAME_HEAD = 9
-_CONNECTION_SPECIFIC = {"connection", "keep-alive", "proxy-connection", "transfer-encoding"}
 
 
 class RequestStream(Stream):
@@ -225,7 +225,8 @@ class RequestStream(Stream):
         data = self.http3.protocol.encode_head(self._stream_id, fields)
         if self._send_end is None:
             driver.send(self._stream_id, data, fin=end)
-            driver.push()
+            # Before datagrams, which would go first in a packet, and mean nothing to a browser without the head.
+            driver.push(at_once=True)
             if end:
                 self._close_sending()
 

@@ -62,10 +62,13 @@ def encode_close(code: int, reason: str) -> bytes:
 
 
 def parse_close(payload: bytes) -> tuple[int, str] | None:
-    """A close's code and reason; None if it is too short."""
+    """A close's code and reason; None if it is too short, or the reason is not UTF-8."""
     if len(payload) < _CODE:
         return None
-    return int.from_bytes(payload[:_CODE]), payload[_CODE:].decode(errors="replace")
+    try:
+        return int.from_bytes(payload[:_CODE]), payload[_CODE:].decode()
+    except UnicodeDecodeError:
+        return None
 
 
 def encode_drain() -> bytes:

@@ -51,7 +51,8 @@ __all__ = [
 ]
 
 _MAX_QUARTER_ID: Final = 2**60 - 1
-_MAX_INTEGER_FRAME: Final = 8
+# Longer than any number, so that what is not one is found to be none.
+_MAX_INTEGER_FRAME: Final = 64
 _MAX_PRIORITY: Final = 1024
 # Interim responses to one request.
 _MAX_INTERIM: Final = 32
@@ -274,6 +275,8 @@ class Http3Protocol:
         self._messages: dict[int, _Message] = {}
         # HEAD requests have responses without content, whatever Content-Length says.
         self._heads_only: set[int] = set()
+        # What a server accepts of these carries DATA only (RFC 9114 section 4.4).
+        self._connects: set[int] = set()
         held: dict[int, int] = {
             FrameType.SETTINGS: MAX_SETTINGS,
             FrameType.GOAWAY: _MAX_INTEGER_FRAME,
@@ -307,6 +310,8 @@ class Http3Protocol:
         """
         if head_request:
             self._heads_only.add(stream_id)
+        if fields[:1] == [(b":method", b"CONNECT")]:
+            self._connects.add(stream_id)
         return encode_record(FrameType.HEADERS, self._qpack.encode(fields))
 
     @staticmethod
@@ -388,9 +393,9 @@ class Http3Protocol:
         if number is None:
             raise Http3Error(Http3Code.FRAME_ERROR, "a control frame that is cut off")
         if frame in (FrameType.PRIORITY_UPDATE, FrameType.PRIORITY_UPDATE_PUSH):
-            if frame == FrameType.PRIORITY_UPDATE:
-                if number[0] % 4:
-                    raise Http3Error(Http3Code.ID_ERROR, "a priority of no request")
+            if frame == FrameType.PRIORITY_UPDATE_PUSH or number[0] % 4:
+                raise Http3Error(Http3Code.ID_ERROR, "a priority of no request")
+            else:
                 yield PriorityUpdated(number[0], payload[number[1] :])
             return
         if number[1] != len(payload):
@@ -437,6 +442,8 @@ class Http3Protocol:
             if fin:
                 events.append(self._end(stream_id, message))
         except MalformedMessage as exc:
+            if exc.content:
+                events.append(Content(stream_id, exc.content))
             failed = MessageFailed(stream_id, Http3Code.MESSAGE_ERROR, 400, str(exc))
             events.append(self._failed(message, failed))
         except TooManyFields as exc:
@@ -453,6 +460,7 @@ class Http3Protocol:
         """Nothing more of a request's stream will be received, or is wanted."""
         self._messages.pop(stream_id, None)
         self._heads_only.discard(stream_id)
+        self._connects.discard(stream_id)
 
     def _failed(self, message: _Message, event: MessageFailed) -> MessageFailed:
         message.phase = Phase.ENDED
@@ -471,9 +479,12 @@ class Http3Protocol:
         if frame == OVERSIZE:
             raise TooManyFields("a field section of too many bytes")
         if step is Step.CONTENT:
+            if not payload:
+                return None
             message.received += len(payload)
             if message.expected is not None and message.received > message.expected:
-                raise MalformedMessage("more content than Content-Length says")
+                within = len(payload) - (message.received - message.expected)
+                raise MalformedMessage("more content than Content-Length says", payload[:within])
             return Content(stream_id, payload)
         fields = self._qpack.decode(payload)
         if step is Step.TRAILERS:
@@ -498,16 +509,11 @@ class Http3Protocol:
                 raise MalformedMessage("too many interim responses")
             return InterimResponse(stream_id, response)
         message.phase = Phase.CONTENT
-        if stream_id not in self._heads_only and response.status != 304:
+        if stream_id in self._connects and response.status < 300:
+            message.phase = Phase.TUNNEL
+        elif stream_id not in self._heads_only and response.status != 304:
             message.expected = content_length(response.fields)
         return ResponseReceived(stream_id, response)
-
-    def became_tunnel(self, stream_id: int) -> None:
-        """A client's CONNECT has succeeded."""
-        message = self._messages.get(stream_id)
-        if message is not None and message.phase is Phase.CONTENT:
-            message.phase = Phase.TUNNEL
-            message.expected = None
 
     def _end(self, stream_id: int, message: _Message) -> Http3Event:
         if message.phase is Phase.ENDED:

@@ -12,6 +12,7 @@ import pylsqpack
 from .http3_codes import Http3Code, Http3Error
 
 __all__ = [
+    "CONNECTION_SPECIFIC",
     "DecoderInstructions",
     "EncoderInstructions",
     "Fields",
@@ -33,7 +34,8 @@ _LINE_COST: Final = 32
 _NAME: Final = re.compile(rb"[!#$%&'*+.^_`|~0-9a-z-]+")
 _VALUE: Final = re.compile(rb"(?:[!-~\x80-\xff](?:[\t -~\x80-\xff]*[!-~\x80-\xff])?)?")
 _TARGET: Final = re.compile(rb"[!-~]+")
-_CONNECTION_SPECIFIC: Final = {
+#: Fields that HTTP/1.1 has for a connection, and HTTP/3 has not (RFC 9114 section 4.2).
+CONNECTION_SPECIFIC: Final = {
     b"connection",
     b"keep-alive",
     b"proxy-connection",
@@ -43,13 +45,27 @@ _CONNECTION_SPECIFIC: Final = {
 
 
 class MalformedMessage(Exception):
-    """A message that must not be processed (RFC 9114 section 4.1.2); it costs its stream only."""
+    """A message that must not be processed (RFC 9114 section 4.1.2); it costs its stream only.
+
+    Args:
+        reason: for people.
+        content: what of its content came before that showed.
+    """
+
+    def __init__(self, reason: str, content: bytes = b"") -> None:
+        super().__init__(reason)
+        self.content: bytes = content
 
 
 class TooManyFields(Exception):
     """A field section that is larger than we want to read."""
 
 
+# In the second byte of a section: the sign of its base, and the prefix of a base that is larger than the byte.
+_SIGN: Final = 0x80
+_MORE: Final = 0x7F
+# What a Huffman code can make more than 65535 bytes of, which pylsqpack does not take: five bits are a byte at the least.
+_LONGEST_CODED: Final = 65535 * 5 // 8
 # Without a dynamic table they have no state, and all connections may share them.
 _encoder = pylsqpack.Encoder()
 _decoder = pylsqpack.Decoder(0, 0)
@@ -85,13 +101,18 @@ class Qpack:
         lines = _count_lines(section, self._max_fields)
         if lines > self._max_fields:
             raise TooManyFields(f"more than {self._max_fields} fields")
-        if not lines and len(section) > 1 and not section[0]:
+        if len(section) > 1 and not section[0] and section[1] & _SIGN:
+            # A base below 0 (RFC 9204 section 4.5.1.2).
+            raise Http3Error(Http3Code.QPACK_DECOMPRESSION_FAILED, "a base below 0")
+        if len(section) == 2 and not section[0] and section[1] < _MORE:
             return []  # which pylsqpack does not take
         try:
             _, fields = _decoder.feed_header(0, section)
         except (pylsqpack.DecompressionFailed, pylsqpack.StreamBlocked) as exc:
             # Whatever it has kept of this one.
             _decoder = pylsqpack.Decoder(0, 0)
+            if len(section) > _LONGEST_CODED:
+                raise TooManyFields("a value of more than 65535 bytes, perhaps") from None
             raise Http3Error(
                 Http3Code.QPACK_DECOMPRESSION_FAILED, "a field section that cannot be read"
             ) from exc
@@ -242,7 +263,7 @@ def _split(fields: Fields, allowed: Iterable[bytes]) -> tuple[dict[bytes, bytes]
         else:
             if not _NAME.fullmatch(name):
                 raise MalformedMessage("a field name that is not valid")
-            if name in _CONNECTION_SPECIFIC or (name == b"te" and value != b"trailers"):
+            if name in CONNECTION_SPECIFIC or (name == b"te" and value != b"trailers"):
                 raise MalformedMessage("a field of HTTP/1.1's connections")
             others.append((name, value))
         if not _VALUE.fullmatch(value):
@@ -268,10 +289,10 @@ def parse_request(fields: Fields) -> RequestHead:
     authority = pseudo.get(b":authority")
     if not _NAME.fullmatch(method.lower()):
         raise MalformedMessage("a method that is not valid")
-    if protocol is not None and method != b"CONNECT":
-        raise MalformedMessage(":protocol with another method than CONNECT")
+    if protocol is not None and (method != b"CONNECT" or not _TARGET.fullmatch(protocol)):
+        raise MalformedMessage("a :protocol that must not be there, or is none")
     if method == b"CONNECT" and protocol is None:
-        if scheme or path or not authority:
+        if b":scheme" in pseudo or b":path" in pseudo or not authority:
             raise MalformedMessage("CONNECT has an authority and nothing else")
     elif not scheme or not (path.startswith(b"/") or (path == b"*" and method == b"OPTIONS")):
         raise MalformedMessage(":scheme and :path must be there")

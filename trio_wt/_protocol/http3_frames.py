@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from enum import IntEnum
-from typing import Final
+from typing import ClassVar, Final
 
 from .http3_codes import Http3Code, Http3Error
 from .records import RecordReader
@@ -39,6 +39,8 @@ class FrameReader(RecordReader):
         held: the kinds of frames that may be there, and how long each may be; kinds that nobody knows are skipped.
         takes_data: whether DATA may be there too.
     """
+
+    gives_empty: ClassVar[bool] = True
 
     __slots__ = ()
 

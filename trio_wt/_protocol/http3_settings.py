@@ -37,7 +37,7 @@ class Setting(IntEnum):
 
 # Settings of HTTP/2 that have no place here (RFC 9114 section 7.2.4.1).
 _RESERVED: Final = {0x00, 0x02, 0x03, 0x04, 0x05}
-_BOOLEAN: Final = {Setting.ENABLE_CONNECT_PROTOCOL, Setting.H3_DATAGRAM}
+_BOOLEAN: Final = {Setting.ENABLE_CONNECT_PROTOCOL, Setting.H3_DATAGRAM, Setting.WT_ENABLED}
 
 
 def encode_settings(settings: Mapping[int, int]) -> bytes:

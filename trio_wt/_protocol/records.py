@@ -5,7 +5,7 @@ holding more than is asked for.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from typing import Final
+from typing import ClassVar, Final
 
 from . import varint
 
@@ -34,9 +34,15 @@ class RecordReader:
         held: the types that are wanted whole, and how long each may be. A longer one is given as `OVERSIZE`, once, and
             skipped, as are all types that nobody wants.
         streamed: the type whose payload is given in pieces as it comes; None for no such type.
+
+    Attributes:
+        unread: how many of the bytes fed stand behind the record that was given last.
     """
 
-    __slots__ = ("_head", "_held", "_kind", "_left", "_payload", "_streamed")
+    #: whether a record of the streamed type that has no payload is given too
+    gives_empty: ClassVar[bool] = False
+
+    __slots__ = ("_head", "_held", "_kind", "_left", "_payload", "_streamed", "unread")
 
     def __init__(self, held: Mapping[int, int], *, streamed: int | None = None) -> None:
         self._held = held
@@ -45,6 +51,7 @@ class RecordReader:
         self._kind: int | None = None
         self._left = 0
         self._payload: bytearray | None = None
+        self.unread: int = 0
 
     @property
     def is_between(self) -> bool:
@@ -76,6 +83,7 @@ class RecordReader:
             piece = data if not at and end == len(data) else data[at:end]
             self._left -= end - at
             at = end
+            self.unread = len(data) - at
             whole = not self._left
             if whole:
                 self._kind = None
@@ -84,7 +92,7 @@ class RecordReader:
                 if whole:
                     payload, self._payload = bytes(self._payload), None
                     yield kind, payload
-            elif kind == self._streamed and piece:
+            elif kind == self._streamed and (piece or (whole and self.gives_empty)):
                 yield kind, piece
             if not whole:
                 return

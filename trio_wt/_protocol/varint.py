@@ -17,6 +17,8 @@ def encode(value: int) -> bytes:
         return (value | 0x4000).to_bytes(2)
     if value < 0x4000_0000:
         return (value | 0x8000_0000).to_bytes(4)
+    if value > MAX_VARINT:
+        raise OverflowError(f"{value} is not below 2^62")
     return (value | 0xC000_0000_0000_0000).to_bytes(8)
 
 

@@ -184,12 +184,14 @@ class SessionProtocol:
         """Content of the session's stream. Never raises."""
         events: list[SessionEvent] = []
         if data and self.state is SessionState.CLOSED_BY_PEER:
-            # Of whatever kind, whole or not.
             return self._end(Input.VIOLATION, 0, "", Http3Code.MESSAGE_ERROR)
         for kind, payload in self._capsules.feed(data):
             events += self._receive_capsule(kind, payload)
             if self.state is SessionState.CLOSED:
                 return events
+            if self.state is SessionState.CLOSED_BY_PEER and self._capsules.unread:
+                # Of whatever kind, whole or not.
+                return events + self._end(Input.VIOLATION, 0, "", Http3Code.MESSAGE_ERROR)
         if fin:
             if not self._capsules.is_between:
                 # RFC 9297 section 3.3

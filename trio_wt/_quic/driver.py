@@ -147,6 +147,8 @@ class Driver(Carrier):
             handle = _HANDLERS.get(type(event))
             if handle is not None:
                 handle(self, event)
+                if self.end is not None:
+                    break  # what comes behind its end is nobody's
         if self.end is None:
             end = engine.end
             if end is not None:
@@ -314,10 +316,10 @@ class Driver(Carrier):
             # The engine's last sight of the clock is a moment old at most.
             self._arm(self.engine.now)
 
-    def push(self) -> None:
+    def push(self, *, at_once: bool = False) -> None:
         # In a burst only the first goes this way, so that the writer can put the others into as few packets as possible.
         now = trio.current_time()
-        if self._outgoing or now - self._pushed_at < _BURST_PAUSE:
+        if self._outgoing or (now - self._pushed_at < _BURST_PAUSE and not at_once):
             self.wake()
             return
         self._dirty = False

@@ -26,6 +26,7 @@ from .._errors import (
 )
 from .._http.priority import Priority
 from .._http.request_stream import RequestStream
+from .._protocol.dialects import supports_datagrams
 from .._protocol.http3_codes import (
     MAX_APPLICATION_CODE,
     Http3Code,
@@ -124,6 +125,7 @@ class SessionCarrier(Carrier):
         self._protocol = SessionProtocol(credit)
         self._credit = credit
         self._prefix = self._encode_datagram_head()
+        self._takes_datagrams = supports_datagrams(stream.http3.protocol.peer_settings or {})
         self._heads = tuple(
             session_stream_head(self.session_id, unidirectional=unidirectional)
             for unidirectional in (False, True)
@@ -191,6 +193,10 @@ class SessionCarrier(Carrier):
             # The writer sends it: this may be in the middle of a flush.
             self._stream.send_content_now(capsule, end=end, push=False)
 
+    def _may_complain(self) -> bool:
+        # It is advice, and must not pile up where the peer takes nothing.
+        return not self.driver.engine.unsent(self.session_id)
+
     # ---- sending
 
     def room(self, stream_id: int) -> int:
@@ -199,7 +205,7 @@ class SessionCarrier(Carrier):
         if credit is None:
             return room
         left = credit.room
-        if left <= 0 < room:
+        if left <= 0 < room and self._may_complain():
             self._tell(credit.data_blocked())
         return min(room, left)
 
@@ -335,6 +341,8 @@ class SessionCarrier(Carrier):
 
     @property
     def max_datagram(self) -> int:
+        if not self._takes_datagrams:
+            return 0  # RFC 9297 section 2.1.1
         return max(0, self.driver.engine.max_datagram - len(self._prefix))
 
     def queue_datagram(self, data: bytes) -> None:
@@ -372,7 +380,8 @@ class SessionCarrier(Carrier):
         if not queue and credit.may_open(kind):
             credit.opened(kind)
             return
-        self._tell(credit.streams_blocked(kind))
+        if self._may_complain():
+            self._tell(credit.streams_blocked(kind))
         turn = _Turn()
         queue.append(turn)
         try:
@@ -463,6 +472,8 @@ class SessionCarrier(Carrier):
             self._ended(kind(code, reason, remote=False))
             if capsule is not None:
                 self._tell(capsule, end=True)
+                # A peer that never answers must not keep the stream.
+                self._later(self.settings.close_timeout, self._stop_listening)
 
     def asked_to_drain(self) -> None:
         """The peer would like the session to come to its end."""
@@ -476,6 +487,9 @@ class SessionCarrier(Carrier):
         # Those that were left and are still being sent, too.
         for stream_id in self._sending:
             self.driver.prioritise(stream_id, self.driver.engine.priority(stream_id) + change)
+
+    def _stop_listening(self) -> None:
+        self._stream.stop(Http3Code.REQUEST_CANCELLED)
 
     def drain_peer(self) -> None:
         """Ask the peer to come to an end."""

@@ -375,7 +375,6 @@ class WebTransportConnection:
         def open_at_once(head: ResponseHead) -> None:
             # Streams may come right behind the response.
             if 200 <= head.status < 300:
-                http3.protocol.became_tunnel(stream.stream_id)
                 credit = credit_of(http3, self._ours, self.settings.max_session_window)
                 carrier = SessionCarrier(
                     self._driver, stream, credit, self.settings, self._sessions.later
@@ -391,6 +390,8 @@ class WebTransportConnection:
             head = await self._wait_response(stream)
             carrier = opened[0]
         except BaseException:
+            for carrier in opened:  # cancelled in the tick in which the answer came
+                carrier.shut(self.settings.cancelled_code, "")
             self._sessions.request_over(stream.stream_id)
             raise
         response_headers = Headers.from_raw(head.fields)
@@ -490,12 +491,6 @@ class WebTransportConnection:
             stream = await http3.request(fields)
         except (trio.BrokenResourceError, trio.ClosedResourceError, trio.EndOfChannel) as exc:
             raise HandshakeFailed(f"the connection has ended: {self._explain(exc)}") from exc
-
-        def becomes_tunnel(head: ResponseHead) -> None:
-            if 200 <= head.status < 300:
-                http3.protocol.became_tunnel(stream.stream_id)
-
-        stream.on_head = becomes_tunnel
         head = await self._wait_response(stream)
         response_headers = Headers.from_raw(head.fields)
         try:

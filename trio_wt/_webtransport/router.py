@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable
+from heapq import heappop, heappush
 from typing import Final
 
 import trio
@@ -20,6 +21,8 @@ from .settings import WebTransportSettings
 __all__ = ["Sessions"]
 
 _LARGEST_EARLY_DATAGRAM: Final = 65536
+# How late a timer may be that is set while another is waited for, in seconds.
+_TIMER_STEP: Final = 0.25
 
 
 class Sessions(SessionRouter):
@@ -49,6 +52,8 @@ class Sessions(SessionRouter):
         self._early_datagrams: deque[tuple[int, bytes, float]] = deque()
         self._early_priorities: dict[int, Priority] = {}
         self._expiring = False
+        self._timers: list[tuple[float, int, Callable[[], None]]] = []
+        self._timer_count = 0
 
     def serve(self, services: Services) -> None:
         """Tasks may be started from now on."""
@@ -71,6 +76,9 @@ class Sessions(SessionRouter):
             if early.head.session_id == session_id:
                 del self._early[stream_id]
                 early.hand_over(session)
+        end = self.http3.driver.end
+        if end is not None:
+            session.lost(end)
         waiting, self._early_datagrams = self._early_datagrams, deque()
         for entry in waiting:
             if entry[0] == session_id:
@@ -100,6 +108,7 @@ class Sessions(SessionRouter):
         self.open.clear()
         self._early.clear()
         self._early_datagrams.clear()
+        self._timers.clear()
 
     def shutting_down(self) -> None:
         """Sessions are to come to their ends: by GOAWAY, or by us."""
@@ -172,13 +181,20 @@ class Sessions(SessionRouter):
 
     def later(self, seconds: float, action: Callable[[], None]) -> None:
         """Call something after some seconds, while the connection lasts."""
+        self._timer_count += 1
+        due = trio.current_time() + seconds
+        heappush(self._timers, (due, self._timer_count, action))
+        if len(self._timers) == 1 and self.services is not None:
+            self.services.start_soon(self._run_timers, name="trio_wt WebTransport timers")
 
-        async def wait(_: trio.CancelScope) -> None:
-            await trio.sleep(seconds)
-            action()
-
-        if self.services is not None:
-            self.services.start_soon(wait, name="trio_wt WebTransport timer")
+    async def _run_timers(self, _: trio.CancelScope) -> None:
+        while self._timers:
+            due = self._timers[0][0]
+            # A later one may be due earlier.
+            await trio.sleep_until(min(due, trio.current_time() + _TIMER_STEP))
+            while self._timers and self._timers[0][0] <= trio.current_time():
+                action = heappop(self._timers)[2]
+                action()
 
     def _due_at(self) -> float:
         return trio.current_time() + self._settings.early_timeout

@@ -50,7 +50,7 @@ class WebTransportSettings(QuicSettings):
     """
 
     max_sessions: int = 16
-    session_window: int = 2**20
+    session_window: int = 2**18
     max_session_window: int = 2**24
     max_early_streams: int = 16
     max_early_datagrams: int = 16
@@ -76,8 +76,13 @@ class WebTransportSettings(QuicSettings):
         return replace(
             self,
             # Requests, and the streams that HTTP/3 itself needs, come on top (RFC 9114 section 6.2).
-            max_streams=self.max_streams + self.max_sessions,
-            max_receive_streams=self.max_receive_streams + _CRITICAL_STREAMS,
+            # A session whose streams nobody takes must not keep the others from theirs.
+            max_streams=2 * self.max_streams + self.max_sessions,
+            max_receive_streams=2 * self.max_receive_streams + _CRITICAL_STREAMS,
+            # Nor may what nobody reads of some sessions stop the others.
+            connection_window=self.connection_window + self.max_sessions * self.session_window,
+            max_connection_window=self.max_connection_window
+            + self.max_sessions * self.session_window,
             cancelled_code=Http3Code.REQUEST_CANCELLED,
             failed_code=Http3Code.INTERNAL_ERROR,
             # It is the sessions' blocks that are cancelled.
