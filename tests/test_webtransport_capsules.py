@@ -81,7 +81,7 @@ ENDS: dict[str, tuple[type[ConnectionClosed], int, str]] = {
     "capsule and fin": (ConnectionClosedError, 7, "why"),
     "capsule of 0": (ConnectionClosedOK, 0, "fine"),
     "fin": (ConnectionClosedOK, 0, ""),
-    "not UTF-8": (ConnectionClosedError, 7, "a\ufffdb"),
+    "not UTF-8": (ConnectionLost, 0, "H3_MESSAGE_ERROR"),
     "longest": (ConnectionClosedError, 7, "x" * 1024),
     "largest": (ConnectionClosedError, 2**32 - 1, ""),
     "reset": (ConnectionLost, 0, ""),

@@ -166,12 +166,16 @@ async def test_priorities_that_make_no_sense_are_the_default() -> None:
         await visitors.next()
         for value in (b"u=8", b"u=-1", b"u", b"u=1.5", b'u="0"', b"(((", b"", b"\xff", b"u=(0 1)"):
             await update(peer, exchange.stream_id, value)
-        # Of a session that is not there, of one that has ended, and of pushes, which there are none of.
+        # Of a session that is not there yet.
         await update(peer, 400, b"u=1")
-        await peer.send_control(0xF0701, encode(1) + b"u=1")
         await settle()
         assert peer.connection.closed is None
+
+
+@pytest.mark.parametrize("kind", [FrameType.PRIORITY_UPDATE, FrameType.PRIORITY_UPDATE_PUSH])
+async def test_priorities_of_what_cannot_be_are_an_error(kind: FrameType) -> None:
+    """A number that is no request's, and a push, of which there are none (RFC 9218 section 7.2)."""
+    network, visitors = Network(), Visitors()
     async with serving(visitors, network), raw_client(network) as peer:
-        # A number that is no request's.
-        await update(peer, 1, b"u=1")
+        await peer.send_control(kind, encode(1) + b"u=1")
         assert (await peer.connection.wait_closed()).code == Http3Code.ID_ERROR

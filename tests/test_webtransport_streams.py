@@ -238,7 +238,7 @@ async def test_anything_like_bytes_can_be_sent(data: bytes) -> None:
 @pytest.mark.parametrize("by_client", [True, False])
 async def test_streams_of_a_higher_priority_come_first(by_client: bool) -> None:
     network = Network(rate=100_000)
-    async with webtransport_pair(network=network, send_buffer=2**20) as pair:
+    async with webtransport_pair(network=network, send_buffer=2**20, session_window=2**20) as pair:
         a, b = pair if by_client else pair[::-1]
         finished: list[str] = []
 

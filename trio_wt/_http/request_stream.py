@@ -29,7 +29,14 @@ __all__ = ["BadMessage", "RequestStream", "fields_of"]
 
 
 def fields_of(headers: Headers) -> Fields:
-    """Header fields as HTTP/3 sends them: names in lower case, none of HTTP/1.1's connections."""
+    """Header fields as HTTP/3 sends them: names in lower case, none of HTTP/1.1's connections.
+
+    Raises:
+        ValueError: one is longer than QPACK's encoder takes.
+    """
+    for name, value in headers.fields:
+        if max(len(name), len(value)) > _MAX_FIELD:
+            raise ValueError(f"the header {name[:40]} has more than {_MAX_FIELD} bytes")
     return [
         (name.lower().encode("ascii"), value.encode("latin-1"))
         for name, value in headers.fields
@@ -38,6 +45,7 @@ def fields_of(headers: Headers) -> Fields:
     ]
 
 
+_MAX_FIELD = 65535
 # A type and a length.
 _MAX_FRAME_HEAD = 9
 

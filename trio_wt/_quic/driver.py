@@ -487,7 +487,7 @@ class Driver(Carrier):
         for answered in self._pings.values():
             answered.set()
         self._changed.unpark_all()
-        if self.settings.cancel_on_close and end.remote:
+        if self.settings.cancel_on_close and (end.remote or self.is_peers_fault):
             self.cancel_scope.cancel()
 
     async def drain(self) -> None:

@@ -30,12 +30,11 @@ from .._protocol.dialects import supports_datagrams
 from .._protocol.http3_codes import (
     MAX_APPLICATION_CODE,
     Http3Code,
-    describe,
     from_http3_code,
     to_http3_code,
 )
 from .._protocol.session_credit import CreditViolation, SessionCredit
-from .._protocol.stream_heads import StreamHead, StreamType, session_stream_head
+from .._protocol.stream_heads import StreamHead, session_stream_head
 from .._protocol.webtransport import (
     CreditGrown,
     DatagramReceived,
@@ -52,9 +51,11 @@ from .._quic.receive_stream import ReceiveStream
 from .._quic.send_stream import SendStream
 from .._quic.streams import Stream
 from .._util import Wakeup
+from .ends import failure, lost_with
+from .leftovers import Remainder, refuse_stream
 from .settings import WebTransportSettings
 
-__all__ = ["SessionCarrier", "describe_end", "refuse_stream"]
+__all__ = ["SessionCarrier"]
 
 AnyStream = SendStream | ReceiveStream
 
@@ -85,7 +86,7 @@ class SessionCarrier(Carrier):
         stream: the session's own stream, taken and still open.
         credit: the session's flow control; None where it is off.
         settings: limits, times and codes.
-        later: calls something after some seconds, while the connection lasts.
+        later: calls something after some seconds, while the connection lasts; it returns what takes that back.
 
     Attributes:
         session_id: the number of the session's own stream.
@@ -106,7 +107,7 @@ class SessionCarrier(Carrier):
         stream: RequestStream,
         credit: SessionCredit | None,
         settings: WebTransportSettings,
-        later: Callable[[float, Callable[[], None]], None],
+        later: Callable[[float, Callable[[], None]], Callable[[], None]],
     ) -> None:
         self.driver: Driver = driver
         self.settings: WebTransportSettings = settings
@@ -143,6 +144,8 @@ class SessionCarrier(Carrier):
         # What is put off because the session seems to be gone.
         self._put_off: list[Callable[[], None]] = []
         self._is_believed_gone = False
+        # Takes back what is done about a close that is not answered.
+        self._take_back: Callable[[], None] | None = None
 
     def start(self) -> None:
         """The session is open: hear what is said about it."""
@@ -156,6 +159,8 @@ class SessionCarrier(Carrier):
     # ---- the session's own stream
 
     def _said(self, data: bytes, fin: bool) -> None:
+        if fin and self._take_back is not None:
+            self._take_back()
         has_grown = False
         for event in self._protocol.receive(data, fin=fin):
             if isinstance(event, CreditGrown):
@@ -167,6 +172,8 @@ class SessionCarrier(Carrier):
             self._room_grew()
 
     def _broken(self) -> None:
+        if self._take_back is not None:
+            self._take_back()
         for event in self._protocol.reset():
             self._handle(event)
 
@@ -178,7 +185,7 @@ class SessionCarrier(Carrier):
         """The connection has ended."""
         if self.end is None:
             self.is_peers_fault = self.driver.is_peers_fault
-            self._ended(_lost_with(end))
+            self._ended(lost_with(end))
 
     def _handle(self, event: SessionEvent) -> None:
         if isinstance(event, SessionEnded):
@@ -200,6 +207,8 @@ class SessionCarrier(Carrier):
     # ---- sending
 
     def room(self, stream_id: int) -> int:
+        if self._put_off and not self.driver.engine.is_sendable(stream_id):
+            return 0  # the peer has stopped it, and the sender will be told why
         room = self.driver.room(stream_id)
         credit = self._credit
         if credit is None:
@@ -310,7 +319,7 @@ class SessionCarrier(Carrier):
         self.driver.release(stream_id)
         if stream_id in self._counted and self.end is None:
             # What still comes of it counts for the session, up to its end.
-            self.driver.adopt(stream_id, _Remainder(self, stream_id))
+            self.driver.adopt(stream_id, Remainder(self, stream_id))
         if self._credit is not None and (stream_id & 1) == self.driver.is_client:
             self._tell(self._credit.released(stream_id >> 1 & 1))
 
@@ -473,7 +482,7 @@ class SessionCarrier(Carrier):
             if capsule is not None:
                 self._tell(capsule, end=True)
                 # A peer that never answers must not keep the stream.
-                self._later(self.settings.close_timeout, self._stop_listening)
+                self._take_back = self._later(self.settings.close_timeout, self._stop_listening)
 
     def asked_to_drain(self) -> None:
         """The peer would like the session to come to its end."""
@@ -504,7 +513,7 @@ class SessionCarrier(Carrier):
             # Both directions: a browser takes a session with one of them for open.
             self._stream.reject(event.error)
             if self.end is None:
-                self._ended(ConnectionLost(0, _failure(event.error), remote=True))
+                self._ended(ConnectionLost(0, failure(event.error), remote=True))
             return
         if self.end is None:
             kind = ConnectionClosedError if event.code else ConnectionClosedOK
@@ -538,7 +547,7 @@ class SessionCarrier(Carrier):
                 queue.pop(0).wakeup.wake()
         driver.openers.give_up(self)
         self._changed.unpark_all()
-        if self.settings.cancel_on_close and end.remote:
+        if self.settings.cancel_on_close and (end.remote or self.is_peers_fault):
             self.cancel_scope.cancel()
 
     async def wait_changed(self) -> None:
@@ -551,71 +560,3 @@ class SessionCarrier(Carrier):
         is_ending = self.driver.engine.is_ending
         while self.end is None and any(map(is_ending, self._sending)):
             await self.driver.wait_changed()
-
-
-class _Remainder:
-    """What still comes of a stream that the application is done with."""
-
-    __slots__ = ("_carrier", "_stream_id")
-
-    def __init__(self, carrier: SessionCarrier, stream_id: int) -> None:
-        self._carrier = carrier
-        self._stream_id = stream_id
-
-    def arrived(self, data: bytes, *, fin: bool) -> None:
-        self._carrier.received(self._stream_id, len(data), fin=fin)
-        self._carrier.discard(self._stream_id, len(data))
-        if fin:
-            self._over()
-
-    def was_reset(self, code: int) -> None:
-        self._over()
-
-    def _over(self) -> None:
-        carrier = self._carrier
-        if carrier.end is None:
-            carrier.settle(self._stream_id)
-        else:
-            carrier.driver.settle(self._stream_id)
-        carrier.driver.forget(self._stream_id)
-
-    def was_stopped(self, code: int) -> None:
-        self._carrier.abandoned(self._stream_id)
-
-    def lost(self, end: ConnectionClosed) -> None:
-        """Nobody waits for it."""
-
-
-def refuse_stream(
-    driver: Driver, stream_id: int, head: StreamHead, code: Http3Code, *, fin: bool
-) -> None:
-    """The peer has opened a stream that belongs to no session of this side's."""
-    driver.release(stream_id)
-    if not fin:
-        driver.stop(stream_id, code)
-    if head.kind is StreamType.SESSION and not stream_id & 2:
-        driver.reset(stream_id, code)
-    if head.rest:
-        driver.discard(stream_id, len(head.rest))
-    if fin:
-        driver.settle(stream_id)
-
-
-def _failure(error: Http3Code) -> str:
-    if error is Http3Code.REQUEST_CANCELLED:
-        return "the peer has reset the session"
-    return f"the peer has broken the session's rules, {describe(error)}"
-
-
-def _lost_with(end: ConnectionClosed) -> ConnectionClosed:
-    """What the end of the connection is to a session on it."""
-    if isinstance(end, ConnectionLost):
-        return ConnectionLost(end.code, end.reason, remote=end.remote)
-    return ConnectionLost(0, f"its connection has ended: {describe_end(end)}", remote=end.remote)
-
-
-def describe_end(end: ConnectionClosed) -> str:
-    """How an HTTP/3 connection has ended, for people."""
-    who = "the peer" if end.remote else "this side"
-    because = f": {end.reason}" if end.reason else ""
-    return f"{who} closed it with {describe(end.code)}{because}"

@@ -40,7 +40,8 @@ from .._version import __version__
 from .._websocket.connection import Connection as WebSocketConnection
 from .._websocket.settings import Settings, SettingsKwargs
 from .._websocket.websocket import WebSocket
-from .carrier import SessionCarrier, describe_end
+from .carrier import SessionCarrier
+from .ends import describe_end
 from .router import Sessions
 from .session import SessionBlock, WebTransportSession
 from .settings import WebTransportSettings
@@ -66,6 +67,7 @@ _RESERVED: Final = handshake.RESERVED | {
 
 def check_request_headers(headers: Headers) -> None:
     """Raise `ValueError` for headers that are the request's own."""
+    fields_of(headers)
     for name, _ in headers.fields:
         if name.lower() in _RESERVED:
             raise ValueError(f"the header {name} belongs to the request; it cannot be given")

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable
-from heapq import heappop, heappush
 from typing import Final
 
 import trio
@@ -15,7 +14,8 @@ from .._http.priority import Priority
 from .._protocol.http3_codes import Http3Code
 from .._protocol.stream_heads import StreamHead, StreamType
 from .._transport.services import Services
-from .carrier import SessionCarrier, refuse_stream
+from .carrier import SessionCarrier
+from .leftovers import refuse_stream
 from .settings import WebTransportSettings
 
 __all__ = ["Sessions"]
@@ -52,8 +52,9 @@ class Sessions(SessionRouter):
         self._early_datagrams: deque[tuple[int, bytes, float]] = deque()
         self._early_priorities: dict[int, Priority] = {}
         self._expiring = False
-        self._timers: list[tuple[float, int, Callable[[], None]]] = []
+        self._timers: dict[int, tuple[float, Callable[[], None]]] = {}
         self._timer_count = 0
+        self._is_timing = False
 
     def serve(self, services: Services) -> None:
         """Tasks may be started from now on."""
@@ -179,22 +180,31 @@ class Sessions(SessionRouter):
 
     # ---- waiting for too long
 
-    def later(self, seconds: float, action: Callable[[], None]) -> None:
-        """Call something after some seconds, while the connection lasts."""
+    def later(self, seconds: float, action: Callable[[], None]) -> Callable[[], None]:
+        """Call something after some seconds, while the connection lasts; what takes that back."""
         self._timer_count += 1
-        due = trio.current_time() + seconds
-        heappush(self._timers, (due, self._timer_count, action))
-        if len(self._timers) == 1 and self.services is not None:
+        number = self._timer_count
+        self._timers[number] = (trio.current_time() + seconds, action)
+        if not self._is_timing and self.services is not None:
+            self._is_timing = True
             self.services.start_soon(self._run_timers, name="trio_wt WebTransport timers")
+
+        def take_back() -> None:
+            self._timers.pop(number, None)
+
+        return take_back
 
     async def _run_timers(self, _: trio.CancelScope) -> None:
         while self._timers:
-            due = self._timers[0][0]
+            due = min(due for due, _ in self._timers.values())
             # A later one may be due earlier.
             await trio.sleep_until(min(due, trio.current_time() + _TIMER_STEP))
-            while self._timers and self._timers[0][0] <= trio.current_time():
-                action = heappop(self._timers)[2]
-                action()
+            now = trio.current_time()
+            for number, (due, action) in list(self._timers.items()):
+                if due <= now:
+                    self._timers.pop(number, None)
+                    action()
+        self._is_timing = False
 
     def _due_at(self) -> float:
         return trio.current_time() + self._settings.early_timeout

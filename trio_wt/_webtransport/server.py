@@ -244,10 +244,15 @@ class _Server:
                 default=self._default_decision,
             )
             stream.check_unbroken()
+            fields_of(decision.headers)
             if isinstance(decision, Accept):
                 accepted = self._accept(stream, request, decision)
         except BadRequest as exc:
             decision = Reject(exc.status, exc.headers, f"{exc.message}\n".encode())
+        except ValueError:
+            target = "a request" if request is None else safe_text(request.target)
+            logger.exception("answering %s failed", target)
+            decision = Reject(500, Headers(), b"internal server error\n")
         except (StreamReset, ConnectionClosed, trio.ClosedResourceError):
             stream.reject(Http3Code.REQUEST_CANCELLED)
             return  # before there was a session, this concerns nobody

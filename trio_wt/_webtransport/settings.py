@@ -80,9 +80,10 @@ class WebTransportSettings(QuicSettings):
             max_streams=2 * self.max_streams + self.max_sessions,
             max_receive_streams=2 * self.max_receive_streams + _CRITICAL_STREAMS,
             # Nor may what nobody reads of some sessions stop the others.
-            connection_window=self.connection_window + self.max_sessions * self.session_window,
-            max_connection_window=self.max_connection_window
-            + self.max_sessions * self.session_window,
+            connection_window=min(
+                self.connection_window + self.max_sessions * self.session_window,
+                self.max_connection_window,
+            ),
             cancelled_code=Http3Code.REQUEST_CANCELLED,
             failed_code=Http3Code.INTERNAL_ERROR,
             # It is the sessions' blocks that are cancelled.

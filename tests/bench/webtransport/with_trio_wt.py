@@ -1,6 +1,7 @@
 """trio_wt: a task for each stream on the server, and defaults throughout.
 
-A flood is sent and received in bursts, with a checkpoint for each of them instead of each datagram.
+A client has one socket for all its sessions. A flood is sent and received in bursts, with a
+checkpoint for each of them instead of each datagram.
 
 The variant "1200" keeps packets at 1200 bytes, as a path with no more to give would.
 """
@@ -19,9 +20,11 @@ from trio_wt import (
     Certificate,
     ClientTLS,
     ConnectionClosedOK,
+    QuicEndpoint,
     ServerTLS,
     Stream,
     WebTransportSession,
+    open_quic_endpoint,
     open_webtransport,
     serve_webtransport,
 )
@@ -175,6 +178,8 @@ class Session:
 
 
 class Client:
+    _endpoint: QuicEndpoint
+
     def __init__(self, peer: Peer) -> None:
         self._peer = peer
 
@@ -183,12 +188,17 @@ class Client:
         async with open_webtransport(
             f"https://{HOST}:{self._peer.port}{PATH}",
             tls=ClientTLS(ca=Path(self._peer.files.ca), server_name=NAME),
+            endpoint=self._endpoint,
             **settings(self._peer),
         ) as session:
             yield Session(session)
 
     def run(self, function: Callable[[], Awaitable[None]]) -> None:
-        trio.run(function)
+        async def main() -> None:
+            async with open_quic_endpoint(HOST) as self._endpoint:
+                await function()
+
+        trio.run(main)
 
     async def sleep(self, seconds: float) -> None:
         await trio.sleep(seconds)
