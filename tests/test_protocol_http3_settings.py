@@ -17,7 +17,7 @@ from trio_wt._protocol.http3_settings import (
 
 # Of HTTP/2 (RFC 9114 section 7.2.4.1), and 0, which it has kept free.
 RESERVED = [0x00, 0x02, 0x03, 0x04, 0x05]
-BOOLEAN = [Setting.ENABLE_CONNECT_PROTOCOL, Setting.H3_DATAGRAM]
+BOOLEAN = [Setting.ENABLE_CONNECT_PROTOCOL, Setting.H3_DATAGRAM, Setting.WT_ENABLED]
 GREASE = [0x1F * n + 0x21 for n in (0, 1, 7, 2**40)]
 
 
@@ -84,14 +84,14 @@ def test_no_setting_may_be_there_twice(key: int) -> None:
 
 @pytest.mark.parametrize("key", BOOLEAN)
 def test_settings_that_are_0_or_1(key: int) -> None:
-    """RFC 8441 section 3, RFC 9297 section 2.1.1."""
+    """RFC 8441 section 3, RFC 9297 section 2.1.1, draft-ietf-webtrans-http3-16 section 3.1."""
     assert parse_settings(pair(key, 0)) == {key: 0}
     assert parse_settings(pair(key, 1)) == {key: 1}
     for value in (2, 3, 2**62 - 1):
         assert refused(pair(key, value)) == Http3Code.SETTINGS_ERROR
 
 
-@pytest.mark.parametrize("key", sorted(set(Setting) - set(BOOLEAN) - {Setting.WT_ENABLED}))
+@pytest.mark.parametrize("key", sorted(set(Setting) - set(BOOLEAN)))
 def test_settings_of_any_value(key: int) -> None:
     for value in (0, 1, 2, 2**62 - 1):
         assert parse_settings(pair(key, value)) == {key: value}
@@ -122,7 +122,7 @@ valid_keys = st.one_of(st.sampled_from(Setting), st.integers(6, 2**62 - 1)).map(
 @given(st.dictionaries(valid_keys, st.integers(0, 2**62 - 1), max_size=20))
 @settings(deadline=None)
 def test_any_settings_come_back(sent: dict[int, int]) -> None:
-    for key in (*BOOLEAN, Setting.WT_ENABLED):
+    for key in BOOLEAN:
         if key in sent:
             sent[key] %= 2
     assert parse_settings(encode_settings(sent)) == sent

@@ -92,6 +92,38 @@ def test_a_streamed_payload_comes_in_pieces() -> None:
     assert target.is_between
 
 
+class Complete(RecordReader):
+    """Also gives records without a payload."""
+
+    __slots__ = ()
+    gives_empty = True
+
+
+def test_a_streamed_record_without_a_payload_is_given_if_asked_for() -> None:
+    data = encode_record(STREAMED, b"") + encode_record(STREAMED, b"ab") + b"\x00\x00"
+    assert feed(reader(), data) == [(STREAMED, b"ab")]
+    expected = [(STREAMED, b""), (STREAMED, b"ab"), (STREAMED, b"")]
+    assert feed(Complete(HELD, streamed=STREAMED), data) == expected
+    pieces = [data[:1], b"", data[1:2], b"", data[2:4], b"", data[4:6], b"", data[6:]]
+    assert feed(Complete(HELD, streamed=STREAMED), *pieces) == expected
+    unknown = encode_record(UNKNOWN, b"") + encode_record(EMPTY, b"")
+    assert feed(Complete(HELD), unknown + data) == [(EMPTY, b"")]
+
+
+def test_what_stands_behind_a_record() -> None:
+    target = reader()
+    data = encode_record(SHORT, b"x") + encode_record(UNKNOWN, b"abc") + b"\x00\x02a"
+    left = [target.unread for _ in target.feed(data)]
+    assert left == [len(data) - 3, 0]
+    for kind in (SHORT, LONG, EMPTY):
+        for behind in (b"", b"\x80", encode_record(UNKNOWN, b"")):
+            target = reader()
+            record = encode_record(kind, b"")
+            found = [target.unread for _ in target.feed(record[:1])]
+            found += [target.unread for _ in target.feed(record[1:] + behind)]
+            assert found == [len(behind)]
+
+
 def test_a_streamed_payload_is_not_copied() -> None:
     target = reader()
     feed(target, encode_record_head(STREAMED, 2 * MEBIBYTE))

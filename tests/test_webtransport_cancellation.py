@@ -555,6 +555,56 @@ def test_a_cancelled_block_has_told_the_server() -> None:
     assert set(codes) == {0, 44}
 
 
+@pytest.mark.parametrize("how", ["cancelled", "too slow"])
+async def test_an_opening_that_is_cancelled_as_the_answer_comes_leaves_nothing(how: str) -> None:
+    """In the very tick: the session is there already, with the streams that came right behind the answer."""
+    network = Network(delay=0.01)
+
+    async def handler(session: WebTransportSession) -> None:
+        session.datagrams.send_nowait(b"x")
+        async with session.open_send_stream() as one, session.open_stream() as two:
+            await one.send_all(bytes(3000))
+            await two.send_all(b"x")
+            await session.wait_closed()
+
+    opened = given_up = 0
+    servers: set[WebTransportConnection] = set()
+
+    async def handle(session: WebTransportSession) -> None:
+        servers.add(session.connection)
+        with contextlib.suppress(ConnectionClosed):
+            await handler(session)
+
+    async with serving(handle, network, max_sessions=100), connect(network) as connection:
+        started = trio.current_time()
+        async with connection.open_session():
+            pass
+        await trio.sleep(1)
+        # From the second one on nothing but the round trip counts.
+        started = trio.current_time()
+        async with connection.open_session():
+            took = trio.current_time() - started
+        for _ in range(60):
+            await trio.sleep(1)
+            options = {"handshake_timeout": took} if how == "too slow" else {}
+            with trio.move_on_after(took if how == "cancelled" else 10):
+                try:
+                    async with connection.open_session(**options):  # type: ignore[arg-type]
+                        opened += 1
+                except HandshakeFailed:
+                    given_up += 1
+                    continue
+        await trio.sleep(1)
+        (server,) = servers
+        check_nothing_is_held(connection)
+        check_nothing_is_held(server)
+        assert server.open_sessions == 0
+        assert connection.closed is None
+        # Either happens, as the tasks run; otherwise this shows nothing.
+        assert 0 < opened < 60
+        assert (given_up > 0) == (how == "too slow")
+
+
 @pytest.mark.parametrize("shut_down", [False, True])
 def test_a_cancelled_server_leaves_nothing(shut_down: bool) -> None:
     """Its own task is cancelled at each of its steps, while clients come, stay and go."""

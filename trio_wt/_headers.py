@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Iterator, Mapping
-from sys import intern
 from typing import TypeAlias
 
 __all__ = ["Headers", "HeadersLike"]
@@ -14,7 +13,19 @@ HeadersLike: TypeAlias = "Headers | Mapping[str, str] | Iterable[tuple[str, str]
 # RFC 9110 section 5.6.2 (token) and 5.5 (field values: no controls but HTAB, no CR, LF, NUL).
 _TOKEN = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+", re.ASCII)
 _FIELD_VALUE = re.compile(r"(?:[!-~\x80-\xff](?:[ \t!-~\x80-\xff]*[!-~\x80-\xff])?)?")
-_SHORT = 16
+_SHORT = 32
+# Not sys.intern: some versions of Python never free what a peer has made them intern.
+_shared: dict[str, str] = {}
+_MAX_SHARED = 1024
+
+
+def _share(text: str) -> str:
+    """The same object for equal short texts, as far as there is room."""
+    if len(text) > _SHORT:
+        return text
+    if len(_shared) < _MAX_SHARED:
+        return _shared.setdefault(text, text)
+    return _shared.get(text, text)
 
 
 class Headers(Mapping[str, str]):
@@ -55,9 +66,9 @@ class Headers(Mapping[str, str]):
     def from_raw(cls, fields: Iterable[tuple[bytes, bytes]]) -> Headers:
         """From what an HTTP parser that already checked them gives: pairs of bytes."""
         headers = cls()
-        # Interned, since thousands of idle connections have the same names and short values.
+        # Thousands of idle connections have the same names and short values.
         headers._fields = tuple(
-            (intern(n.decode("latin-1")), intern(text) if len(text) <= _SHORT else text)
+            (_share(n.decode("latin-1")), _share(text))
             for n, v in fields
             for text in (v.decode("latin-1"),)
         )

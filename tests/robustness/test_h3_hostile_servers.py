@@ -8,6 +8,7 @@ from typing import Any, Literal, NamedTuple, TypeAlias
 
 import pytest
 import trio
+from aioquic.quic.connection import QuicConnection
 
 import trio_wt
 from tests.robustness.h3_peer import (
@@ -19,8 +20,10 @@ from tests.robustness.h3_peer import (
     section,
     stream_head,
 )
-from tests.robustness.h3_target import Watched, attacked_h3_client
-from tests.robustness.quic_peer import frame, varint
+from tests.robustness.h3_target import URL, Watched, attacked_h3_client
+from tests.robustness.quic_peer import SERVER, frame, varint
+from tests.robustness.quic_target import certificate, identity
+from trio_wt.testing import Network
 
 HEADERS, DATA, PUSH_PROMISE, GOAWAY, MAX_PUSH_ID = 1, 0, 5, 7, 0x0D
 GREASE = 0x1F * 9 + 0x21
@@ -467,6 +470,46 @@ async def test_connections_closed_before_the_answer(data: bytes, code: int, aske
                 await trio.sleep(0.01)
     assert results[0].kind is trio_wt.HandshakeFailed, results
     assert str(results[0]).isprintable()
+
+
+def closed_to(kind: str) -> type[QuicConnection]:
+    """A server that lets us open no streams, of one kind or the other."""
+
+    class Closed(QuicConnection):
+        def __init__(self, **kwargs: Any) -> None:
+            super().__init__(**kwargs)
+            getattr(self, f"_local_max_streams_{kind}").value = 0
+
+    return Closed
+
+
+@pytest.mark.parametrize("asked", KINDS)
+async def test_server_that_lets_us_ask_for_nothing(asked: Kind) -> None:
+    """No stream for a request: it is waited for as long as for the answer."""
+    async with attacked_h3_client(hostile={"kind": closed_to("bidi")}) as (peer, connection):
+        peer.open_control()
+        with trio.move_on_after(4):
+            options = {} if asked == "request" else {"handshake_timeout": 3}
+            failure = await outcome(ask_for(connection, asked, **options))
+            assert failure.kind is trio_wt.HandshakeFailed
+        assert connection.closed is None
+        assert connection.statistics().open_streams <= 2
+
+
+async def test_server_that_lets_us_open_no_control_stream() -> None:
+    async with trio.open_nursery() as nursery:
+        network = Network()
+        options = {**identity(), "kind": closed_to("uni")}
+        peer = H3Server(network.socket(SERVER), **options)
+        await nursery.start(peer.run)
+        with trio.fail_after(3), pytest.raises(trio_wt.HandshakeFailed):
+            async with trio_wt.open_webtransport(
+                URL,
+                tls=trio_wt.ClientTLS(server_certificate_hashes=[certificate().sha256]),
+                socket=network.socket(),
+            ):
+                pass
+        peer.close()
 
 
 async def test_many_requests_and_a_server_that_answers_none() -> None:

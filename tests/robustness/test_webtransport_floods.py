@@ -6,6 +6,7 @@ import gc
 import time
 import tracemalloc
 from collections.abc import Awaitable, Callable
+from contextlib import suppress
 
 import pytest
 import trio
@@ -15,7 +16,9 @@ import trio_wt
 from tests.robustness.h3_peer import (
     CLOSE,
     CONNECT_SETTINGS,
+    MAX_DATA,
     MAX_STREAMS,
+    Code,
     H3Client,
     close_capsule,
     content,
@@ -40,6 +43,8 @@ from tests.robustness.quic_peer import frame, stream
 RESET, STOP, RESET_AT = 0x04, 0x05, 0x24
 KIB = 2**10
 MIB = 2**20
+#: What a session may have unread.
+WINDOW = trio_wt.WebTransportSettings().session_window
 
 Handler = Callable[[trio_wt.WebTransportSession], Awaitable[object]]
 
@@ -136,16 +141,16 @@ async def test_streams_of_many_sessions_at_once() -> None:
 
 @pytest.mark.parametrize("sessions", [1, 8])
 async def test_streams_that_nobody_reads(sessions: int) -> None:
-    """They hold a window of the connection's, however many there are."""
-    async with attacked_h3_server(no_answer, memory=10) as target:
+    """They hold a window of their session's, however many there are."""
+    async with attacked_h3_server(no_answer, memory=4 + sessions) as target:
         peer = await target.introduced()
         opened = [await peer.open_session() for _ in range(sessions)]
-        for number in range(100):
-            peer.open_session_stream(opened[number % sessions], bytes(60_000), uni=number % 4 < 2)
+        for number in range(16 * sessions):
+            session_id = opened[number % sessions]
+            peer.open_session_stream(session_id, bytes(WINDOW // 16), uni=number % 4 < 2)
         await trio.sleep(2)
         assert peer.end is None, peer.end
-        unread = sum(s.statistics().unread_bytes for s in target.served)
-        assert MIB - 20_000 < unread <= MIB
+        assert [s.statistics().unread_bytes for s in target.served] == [WINDOW] * sessions
         # Who has no credit left may still go, and gets all of it back.
         for number in opened:
             peer.reset(number)
@@ -395,3 +400,116 @@ async def test_server_that_never_answers_a_close() -> None:
                 peer.connection.send_ping(1)
                 peer.go_on()
         assert connection.closed is None
+
+
+# ---- what is put off for a moment
+
+
+@pytest.mark.parametrize("of", ["the session", "a stream", "a stream, gone", "an early stream"])
+async def test_flood_of_stops(of: str) -> None:
+    """Of the same stream again and again: the first one counts."""
+    async with attacked_h3_server(no_answer, memory=3) as target:
+        peer, session_id = await target.in_session()
+        number = session_id
+        if of == "an early stream":
+            number = peer.open_session_stream(400)
+        elif of != "the session":
+            number = peer.open_session_stream(session_id, b"x")
+        await trio.sleep(0.1)
+        code = Code.SESSION_GONE if "gone" in of else to_wire(7)
+        for _ in range(60):
+            for _ in range(5):
+                peer.say(frame(STOP, number, code) * 100)
+            await trio.sleep(0.005)
+        await peer.still_served()
+
+
+async def slowly(session: trio_wt.WebTransportSession) -> None:
+    """Take streams when they may have been reset."""
+    with suppress(trio_wt.ConnectionClosed):
+        async for taken in session.incoming_receive_streams:
+            with trio.move_on_after(0.01), suppress(trio_wt.StreamReset):
+                async with taken:
+                    await taken.receive_all()
+
+
+async def test_flood_of_streams_that_seem_to_be_gone() -> None:
+    """Resets that may belong to the end of the session wait for it, and not for long."""
+    async with attacked_h3_server(slowly, memory=3) as target:
+        peer, session_id = await target.in_session()
+        count = 0
+        for _ in range(40):
+            more = min(20, granted(peer, session_id, True) - count)
+            opened = [peer.open_session_stream(session_id, b"x", uni=True) for _ in range(more)]
+            count += more
+            await trio.sleep(0.05)
+            for number in opened:
+                with suppress(ValueError):  # it is over because we did not want it
+                    peer.reset(number, Code.SESSION_GONE)
+            await trio.sleep(0.05)
+        assert count > 300
+        assert target.served[0].closed is None
+        assert target.streams(peer) == 1
+
+
+# ---- windows
+
+
+@pytest.mark.parametrize("handler", [take_all, refuse_all])
+@pytest.mark.parametrize("kind", ["reset", "ended", "data and reset"])
+async def test_streams_that_are_given_up_give_their_windows_back(
+    kind: str, handler: Handler
+) -> None:
+    """Megabytes that nobody wants, within the limits of the session: it never runs out of them."""
+    async with attacked_h3_server(handler, memory=3) as target:
+        peer, session_id = await target.in_session()
+        prefix = stream_head(session_id, uni=True)
+        first = peer.next_id(uni=True) // 4
+        peer.claim(2**20)
+        sent = number = quiet = 0
+        while sent < 4 * MIB and quiet < 100:
+            quiet += 1
+            await trio.sleep(0.005)
+            while (
+                first + number < peer.connection._remote_max_streams_uni
+                and number < granted(peer, session_id, True)
+                and sent + 20_000 <= data_limit(peer, session_id)
+            ):
+                stream_id = peer.own(first + number, uni=True)
+                whole = 20_000 + len(prefix)
+                if kind == "ended":
+                    peer.say(stream(stream_id, 0, prefix + bytes(20_000), fin=True))
+                elif kind == "reset":
+                    peer.say(stream(stream_id, 0, prefix), frame(RESET, stream_id, 7, whole))
+                else:
+                    peer.say(stream(stream_id, 0, prefix + bytes(5000)))
+                    peer.say(frame(RESET, stream_id, to_wire(7), whole))
+                sent += 20_000
+                number += 1
+                quiet = 0
+        assert peer.end is None, peer.end
+        assert not peer.resets, peer.resets
+        assert sent >= 4 * MIB
+
+
+def data_limit(peer: H3Client, session_id: int) -> int:
+    limits = [payload for kind, payload in peer.capsules(session_id) if kind == MAX_DATA]
+    return int.from_bytes(limits[-1]) % 2 ** (8 * len(limits[-1]) - 2) if limits else WINDOW
+
+
+# ---- decisions that take time
+
+
+async def test_sessions_that_are_decided_about_at_the_same_time() -> None:
+    """However many are let in, sixteen become sessions."""
+
+    async def on_request(request: trio_wt.Request) -> None:
+        await trio.sleep(1)
+
+    async with attacked_h3_server(no_answer, on_request=on_request) as target:
+        peer = await target.introduced()
+        requests = [peer.request(session_fields(), fin=False) for _ in range(60)]
+        await trio.sleep(2)
+        statuses = [peer.status(number) for number in requests]
+        assert (statuses.count(200), statuses.count(429)) == (16, 44)
+        assert target.sessions(peer) == 16

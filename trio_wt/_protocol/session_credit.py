@@ -11,9 +11,9 @@ from .capsules import CapsuleType, encode_number
 from .http3_settings import Setting
 from .quic.credit import ReceiveWindow
 
-__all__ = ["CreditViolation", "SessionCredit"]
+__all__ = ["MAX_STREAMS", "CreditViolation", "SessionCredit"]
 
-_MAX_STREAMS: Final = 2**60
+MAX_STREAMS: Final = 2**60
 _MAX_STREAMS_CAPSULE: Final = (CapsuleType.MAX_STREAMS_BIDI, CapsuleType.MAX_STREAMS_UNI)
 _BLOCKED_CAPSULE: Final = (CapsuleType.STREAMS_BLOCKED_BIDI, CapsuleType.STREAMS_BLOCKED_UNI)
 _STREAMS_SETTING: Final = (
@@ -90,22 +90,22 @@ class SessionCredit:
         """The peer allows so many bytes in all.
 
         Raises:
-            CreditViolation: it is less than it was.
+            CreditViolation: it does not grow (draft-ietf-webtrans-http3-16 section 5.6.4).
         """
-        if limit < self._max_data:
-            raise CreditViolation("WT_MAX_DATA must not decrease")
+        if limit <= self._max_data:
+            raise CreditViolation("WT_MAX_DATA must grow")
         self._max_data = limit
 
     def max_streams(self, kind: int, limit: int) -> None:
         """The peer allows so many streams in all.
 
         Raises:
-            CreditViolation: they are fewer than before, or too many.
+            CreditViolation: they do not become more, or too many (draft-ietf-webtrans-http3-16 section 5.6.2).
         """
-        if limit > _MAX_STREAMS:
+        if limit > MAX_STREAMS:
             raise CreditViolation("WT_MAX_STREAMS of more than 2^60")
-        if limit < self._max_streams[kind]:
-            raise CreditViolation("WT_MAX_STREAMS must not decrease")
+        if limit <= self._max_streams[kind]:
+            raise CreditViolation("WT_MAX_STREAMS must grow")
         self._max_streams[kind] = limit
 
     # ---- receiving

@@ -19,7 +19,7 @@ from .capsules import (
 )
 from .http3_codes import Http3Code
 from .records import OVERSIZE
-from .session_credit import CreditViolation, SessionCredit
+from .session_credit import MAX_STREAMS, CreditViolation, SessionCredit
 
 __all__ = [
     "SESSION_TABLE",
@@ -143,6 +143,7 @@ class DatagramReceived:
 
 SessionEvent: TypeAlias = SessionEnded | DrainRequested | CreditGrown | DatagramReceived
 
+_BLOCKED: Final = {CapsuleType.STREAMS_BLOCKED_BIDI, CapsuleType.STREAMS_BLOCKED_UNI}
 _FORBIDDEN: Final = {CapsuleType.MAX_STREAM_DATA, CapsuleType.STREAM_DATA_BLOCKED}
 
 
@@ -170,9 +171,8 @@ class SessionProtocol:
 
     def close(self, code: int, reason: str) -> bytes | None:
         """Close the session: what to send, with FIN; None if it has ended already."""
-        if self._step(Input.LOCAL_CLOSE) is Action.IGNORE:
-            return None
-        return encode_close(code, reason)
+        capsule = encode_close(code, reason)
+        return None if self._step(Input.LOCAL_CLOSE) is Action.IGNORE else capsule
 
     def drain(self) -> bytes:
         """What asks the peer to come to an end."""
@@ -240,11 +240,11 @@ class SessionProtocol:
         return self._receive_number(CapsuleType(kind), number)
 
     def _receive_number(self, kind: CapsuleType, number: int) -> list[SessionEvent]:
+        if kind in _FORBIDDEN:
+            # Over HTTP/3 these limits are QUIC's, whether or not sessions have others.
+            return self.violated()
         if self.credit is None:
             return []
-        if kind in _FORBIDDEN:
-            # Over HTTP/3 these limits are QUIC's.
-            return self._end(Input.VIOLATION, 0, "", Http3Code.WT_FLOW_CONTROL_ERROR)
         try:
             if kind is CapsuleType.MAX_DATA:
                 self.credit.max_data(number)
@@ -253,7 +253,8 @@ class SessionProtocol:
             elif kind is CapsuleType.MAX_STREAMS_UNI:
                 self.credit.max_streams(1, number)
             else:
-                return []  # the peer waits for what it will get when the application takes more
+                # The peer waits for what it will get when the application takes more.
+                return self.violated() if kind in _BLOCKED and number > MAX_STREAMS else []
         except CreditViolation:
             return self.violated()
         return [CreditGrown()]

@@ -144,6 +144,7 @@ class SessionCarrier(Carrier):
         # What is put off because the session seems to be gone.
         self._put_off: list[Callable[[], None]] = []
         self._is_believed_gone = False
+        self._is_stopped = False
         # Takes back what is done about a close that is not answered.
         self._take_back: Callable[[], None] | None = None
 
@@ -179,7 +180,9 @@ class SessionCarrier(Carrier):
 
     def _stopped(self) -> None:
         # It may belong to a close that is on its way (draft-ietf-webtrans-http3-16 section 6).
-        self._later(_STOP_PATIENCE, self._broken)
+        if not self._is_stopped:
+            self._is_stopped = True
+            self._later(_STOP_PATIENCE, self._broken)
 
     def lost(self, end: ConnectionClosed) -> None:
         """The connection has ended."""
@@ -329,7 +332,10 @@ class SessionCarrier(Carrier):
             return False
         if not self._put_off:
             self._later(_GONE_PATIENCE, self._believe_gone)
-        self._put_off.append(action)
+        if len(self._put_off) <= 2 * len(self.streams):
+            self._put_off.append(
+                action
+            )  # once for each direction of a stream; a peer may say it more often
         return True
 
     def _believe_gone(self) -> None:
