@@ -304,30 +304,6 @@ async def test_limits_that_must_not_be_end_the_session(
         assert peer.connection.closed is None
 
 
-async def test_capsules_that_only_inform_change_nothing() -> None:
-    network, visitors = Network(), Visitors()
-    async with serving(visitors, network), raw_client(network) as peer:
-        exchange = await peer.open_session()
-        session = await visitors.next()
-        for kind in (
-            CapsuleType.DATA_BLOCKED,
-            CapsuleType.STREAMS_BLOCKED_BIDI,
-            CapsuleType.STREAMS_BLOCKED_UNI,
-        ):
-            for number in (0, 5, 2**60, 0):
-                await exchange.send_data(number_capsule(kind, number))
-        for capsule in (
-            (CapsuleType.MAX_DATA, 2**62 - 1),
-            (CapsuleType.MAX_STREAMS_UNI, 2**60),
-            (CapsuleType.MAX_STREAMS_BIDI, 2**60),
-        ):
-            await exchange.send_data(number_capsule(*capsule))
-            await exchange.send_data(number_capsule(*capsule))
-        await settle()
-        assert session.closed is None
-        assert session.statistics().send_credit == 2**62 - 1
-
-
 # ---- where it is off
 
 
@@ -344,7 +320,6 @@ async def test_without_it_there_is_one_session_and_no_limit_but_the_connection_s
             # Nor do its capsules mean anything.
             for capsule in (
                 (CapsuleType.MAX_DATA, 0),
-                (CapsuleType.MAX_STREAM_DATA, 5),
                 (CapsuleType.MAX_STREAMS_UNI, 2**61),
             ):
                 await exchange.send_data(number_capsule(*capsule))

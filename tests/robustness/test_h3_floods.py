@@ -32,7 +32,7 @@ from tests.robustness.h3_target import (
 from tests.robustness.quic_peer import frame, stream, varint
 from tests.robustness.test_quic_floods import assert_linear
 
-GOAWAY, MAX_PUSH_ID, PRIORITY, PRIORITY_PUSH, GREASE = 7, 0x0D, 0xF0700, 0xF0701, 0x1F * 5 + 0x21
+GOAWAY, MAX_PUSH_ID, PRIORITY, GREASE = 7, 0x0D, 0xF0700, 0x1F * 5 + 0x21
 RESET, STOP = 0x04, 0x05
 APPLICATION_ERROR = 0x0C
 KIB = 2**10
@@ -66,14 +66,14 @@ CLIENT_FLOODS: dict[str, tuple[bytes, Callable[[int], bytes]]] = {
 
 
 async def flood_a_stream(
-    peer: H3Client | H3Server, beginning: bytes, make: Callable[[int], bytes], rounds: int = 24
+    peer: H3Client | H3Server, beginning: bytes, make: Callable[[int], bytes], rounds: int = 16
 ) -> None:
     stream_id = peer.open(beginning, uni=True)
     number = 0
     figures = []
     for at in range(rounds):
-        peer.tell(stream_id, b"".join(make(n) for n in range(number, number + 300)))
-        number += 300
+        peer.tell(stream_id, b"".join(make(n) for n in range(number, number + 200)))
+        number += 200
         await trio.sleep(0.01)
         if at in (rounds // 2, rounds - 1):
             await trio.sleep(0.2)
@@ -176,9 +176,9 @@ async def test_unknown_stream_that_goes_on() -> None:
         peer = await target.introduced()
         peer.claim(10)
         for number in range(1, 8):
-            for at in range(0, 200_000, 1000):
+            for at in range(0, 200_000, 4000):
                 peer.say(
-                    stream(peer.own(number, uni=True), at, UNKNOWN + bytes(1000 - len(UNKNOWN)))
+                    stream(peer.own(number, uni=True), at, UNKNOWN + bytes(4000 - len(UNKNOWN)))
                 )
                 await trio.sleep(0.0005)
         assert peer.end is None
@@ -216,16 +216,16 @@ async def test_flood_of_requests() -> None:
         peer.claim(2**20)
         peer.forgetful = True
         number, figures = 0, []
-        for at in range(60):
+        for at in range(30):
             for _ in range(min(peer.connection._remote_max_streams_bidi - number, 40)):
                 peer.say(stream(peer.own(number), 0, get, fin=True))
                 number += 1
             await trio.sleep(0.02)
             peer.ended.clear()
-            if at in (30, 59):
+            if at in (15, 29):
                 gc.collect()
                 figures.append(tracemalloc.get_traced_memory()[0])
-        assert number > 1500
+        assert number > 700
         assert peer.end is None, peer.end
         assert figures[1] - figures[0] < 96 * KIB, figures
 
@@ -267,12 +267,12 @@ HEADS: dict[str, tuple[bytes, bytes]] = {
 @pytest.mark.parametrize("kind", HEADS)
 async def test_fields_as_long_as_they_may_be(kind: str) -> None:
     """Whatever is made of it, a request of 64 KiB takes no more than a moment."""
-    async with attacked_h3_server(no_answer, memory=8) as target:
+    async with attacked_h3_server(no_answer, memory=None, bystander=False) as target:
         peer = await target.introduced()
         websocket = b"sec-websocket" in HEADS[kind][0]
         extra = [(b"sec-websocket-version", b"13")] if websocket else []
         token = b"websocket" if websocket else b"webtransport"
-        for _ in range(3):
+        for _ in range(2):
             start = time.process_time()
             stream_id = peer.request(session_fields(*extra, HEADS[kind], protocol=token), fin=False)
             assert await peer.answered(stream_id) in (200, 400, 403)

@@ -223,6 +223,10 @@ CLIENTS: dict[str, tuple[Say, int | set[int]]] = {
     "MAX_PUSH_ID of two numbers": (control(record(MAX_PUSH_ID, b"\0\0")), Code.FRAME_ERROR),
     "PRIORITY_UPDATE without a number": (control(record(PRIORITY)), Code.FRAME_ERROR),
     "PRIORITY_UPDATE of no request": (control(record(PRIORITY, varint(2) + b"u=1")), Code.ID_ERROR),
+    "PRIORITY_UPDATE of a push": (
+        control(record(PRIORITY_PUSH, varint(0) + b"u=1")),
+        Code.ID_ERROR,
+    ),
     "PRIORITY_UPDATE of 2^30 bytes": (
         control(record(PRIORITY, length=2**30)),
         Code.EXCESSIVE_LOAD,

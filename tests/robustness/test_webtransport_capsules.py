@@ -78,6 +78,8 @@ VIOLATIONS: dict[str, tuple[bytes, int]] = {
         f"CLOSE of {size} bytes": (capsule(CLOSE, bytes(size)), Code.MESSAGE_ERROR)
         for size in range(4)
     },
+    "CLOSE with a reason that is no text": (close_capsule(7, b"\xff\xfe"), Code.MESSAGE_ERROR),
+    "CLOSE with half a character": (close_capsule(7, "é".encode()[:1]), Code.MESSAGE_ERROR),
     "DRAIN with something": (capsule(DRAIN, b"x"), Code.MESSAGE_ERROR),
     "DRAIN of 2^40 bytes": (capsule(DRAIN, length=2**40), Code.MESSAGE_ERROR),
     "DATAGRAM of 2^40 bytes": (capsule(DATAGRAM, length=2**40), Code.MESSAGE_ERROR),
@@ -97,6 +99,7 @@ VIOLATIONS: dict[str, tuple[bytes, int]] = {
     },
     # limits (section 5.6)
     "MAX_DATA that shrinks": (number(MAX_DATA, MIB - 1), Code.FLOW_CONTROL_ERROR),
+    "MAX_DATA that stays the same": (number(MAX_DATA, MIB), Code.FLOW_CONTROL_ERROR),
     "MAX_DATA of 0": (number(MAX_DATA, 0), Code.FLOW_CONTROL_ERROR),
     "MAX_DATA that shrinks later": (
         number(MAX_DATA, 2**40) + number(MAX_DATA, 2**40 - 1),
@@ -107,11 +110,16 @@ VIOLATIONS: dict[str, tuple[bytes, int]] = {
         for kind in (MAX_STREAMS, MAX_STREAMS + 1)
         for name, data in {
             "shrinking": number(kind, 127),
+            "the same": number(kind, 128),
             "shrinking to nothing": number(kind, 0),
             "shrinking later": number(kind, 500) + number(kind, 499),
             "more than 2^60": number(kind, 2**60 + 1),
             "2^62 - 1": number(kind, 2**62 - 1),
         }.items()
+    },
+    **{
+        f"blocked beyond all {kind:#x}": (number(kind, 2**60 + 1), Code.FLOW_CONTROL_ERROR)
+        for kind in (STREAMS_BLOCKED, STREAMS_BLOCKED + 1)
     },
     "MAX_STREAM_DATA": (number(MAX_STREAM_DATA, 0), Code.FLOW_CONTROL_ERROR),
     "STREAM_DATA_BLOCKED": (number(STREAM_DATA_BLOCKED, 0), Code.FLOW_CONTROL_ERROR),
@@ -198,19 +206,19 @@ async def test_data_behind_a_close(kind: str, at_once: bool) -> None:
 @pytest.mark.parametrize(
     "reason",
     [
-        *(b"", b"x" * 1024, b"\xff\xfe", "\u202e\u0000".encode() * 200, b"\x1b[31m\x07\r\n" * 100),
-        *("é".encode()[:1], "\N{GRINNING FACE}".encode() * 256, b"%s%n{0}"),
+        *(b"", b"x" * 1024, "\u202e\u0000".encode() * 200, b"\x1b[31m\x07\r\n" * 100),
+        *("\N{GRINNING FACE}".encode() * 256, b"%s%n{0}"),
     ],
 )
 async def test_reasons(reason: bytes) -> None:
-    """They may be what they like; they are text, and safe to show."""
+    """They may be any text, and are safe to show."""
     async with attacked_h3_server(no_answer, memory=None, bystander=False) as target:
         peer, session_id = await target.in_session()
         peer.tell(session_id, content(close_capsule(2**32 - 1, reason)), fin=True)
         assert await peer.over(session_id) is None
         end = await ended(target)
         assert end.code == 2**32 - 1
-        assert end.reason == reason.decode(errors="replace")
+        assert end.reason == reason.decode()
         assert str(end).isprintable()
 
 
@@ -338,7 +346,7 @@ async def test_session_without_limits(settings: dict[int, int]) -> None:
         peer = await target.shaken()
         await peer.introduce({**without, **settings})
         session_id = await peer.open_session()
-        for kind in NUMBERS:
+        for kind in (MAX_DATA, MAX_STREAMS, MAX_STREAMS + 1, DATA_BLOCKED):
             for value in (2**62 - 1, 5, 0):
                 peer.tell(session_id, content(number(kind, value)))
         await peer.echo(peer.open_session_stream(session_id), b"hello")
@@ -354,11 +362,10 @@ async def test_session_without_limits(settings: dict[int, int]) -> None:
 FLOODS: dict[str, Callable[[int], bytes]] = {
     "unknown capsules": lambda n: capsule(GREASE + 0x29 * (n % 99), b"xxxx"),
     "empty unknown capsules": lambda n: capsule(GREASE),
-    "large unknown capsules": lambda n: capsule(GREASE, bytes(500)),
+    "large unknown capsules": lambda n: capsule(GREASE, bytes(200)),
     "DRAIN": lambda n: capsule(DRAIN),
-    "MAX_DATA": lambda n: number(MAX_DATA, MIB + n),
-    "the same MAX_DATA": lambda n: number(MAX_DATA, MIB, 8),
-    "MAX_STREAMS": lambda n: number(MAX_STREAMS + n % 2, 128 + n),
+    "MAX_DATA": lambda n: number(MAX_DATA, MIB + n + 1),
+    "MAX_STREAMS": lambda n: number(MAX_STREAMS + n % 2, 129 + n),
     "DATA_BLOCKED": lambda n: number(DATA_BLOCKED, n),
     "STREAMS_BLOCKED": lambda n: number(STREAMS_BLOCKED + n % 2, n),
     "datagrams": lambda n: capsule(DATAGRAM, b"%d" % n),
@@ -366,21 +373,22 @@ FLOODS: dict[str, Callable[[int], bytes]] = {
 }
 
 
-@pytest.mark.parametrize("frames", [False, True], ids=["in one frame", "a frame each"])
-@pytest.mark.parametrize("kind", FLOODS)
+@pytest.mark.parametrize(
+    ("kind", "frames"), [*((kind, False) for kind in FLOODS), ("DRAIN", True), ("datagrams", True)]
+)
 async def test_flood_of_capsules(kind: str, frames: bool) -> None:
     async with attacked_h3_server(no_answer) as target:
         peer, session_id = await target.in_session()
         make, count, figures = FLOODS[kind], 0, []
-        for at in range(30):
+        for at in range(20):
             if frames:
-                data = b"".join(content(make(n)) for n in range(count, count + 300))
+                data = b"".join(content(make(n)) for n in range(count, count + 200))
             else:
-                data = content(b"".join(make(n) for n in range(count, count + 300)))
-            count += 300
+                data = content(b"".join(make(n) for n in range(count, count + 200)))
+            count += 200
             peer.tell(session_id, data)
             await trio.sleep(0.01)
-            if at in (15, 29):
+            if at in (10, 19):
                 await trio.sleep(0.2)
                 gc.collect()
                 figures.append(tracemalloc.get_traced_memory()[0])
@@ -409,7 +417,7 @@ async def test_capsule_of_a_terabyte() -> None:
     async with attacked_h3_server(echo, memory=2) as target:
         peer, session_id = await target.in_session()
         peer.tell(session_id, record(0, length=2**50) + capsule(GREASE, length=2**40))
-        for _ in range(60):
+        for _ in range(40):
             peer.tell(session_id, bytes(60_000))
             await trio.sleep(0.02)
         await peer.echo(peer.open_session_stream(session_id), b"hello")
@@ -478,7 +486,7 @@ async def test_nothing_of_a_session_is_left() -> None:
     async with attacked_h3_server(echo, memory=4) as target:
         peer = await target.introduced()
         figures = []
-        for count in range(160):
+        for count in range(100):
             session_id = await peer.open_session()
             opened = peer.open_session_stream(session_id)
             peer.tell(opened, b"x", fin=True)
@@ -489,12 +497,12 @@ async def test_nothing_of_a_session_is_left() -> None:
                 taken.clear()  # type: ignore[attr-defined]
             target.served.clear()
             target.ends.clear()
-            if count in (80, 159):
+            if count in (50, 99):
                 # Long enough for the clock to forget the times of this test.
                 await trio.sleep(10)
                 gc.collect()
                 figures.append(tracemalloc.get_traced_memory()[0])
         assert target.streams(peer) == 0
-        assert figures[1] - figures[0] < 80 * KIB, figures
+        assert figures[1] - figures[0] < 50 * KIB, figures
         async with target.honest() as session:
             await ask(session, b"and now?")

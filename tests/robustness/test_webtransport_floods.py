@@ -99,21 +99,27 @@ def granted(peer: H3Client, session_id: int, uni: bool) -> int:
     return int.from_bytes(limits[-1]) % 2 ** (8 * len(limits[-1]) - 2) if limits else 128
 
 
-@pytest.mark.parametrize("handler", [no_answer, take_all, refuse_all])
 @pytest.mark.parametrize("uni", [False, True], ids=["bidi", "uni"])
-@pytest.mark.parametrize("kind", CHURNS)
+@pytest.mark.parametrize(
+    ("kind", "handler"),
+    [
+        *((kind, take_all) for kind in CHURNS),
+        *((kind, no_answer) for kind in ("reset", "one byte", "reset without a head")),
+        *((kind, refuse_all) for kind in ("reset", "one byte", "end reordered")),
+    ],
+)
 async def test_rapid_reset(kind: str, uni: bool, handler: Handler) -> None:
     """As fast as the limits let one: a queue of them has a bound, and memory is steady."""
     async with attacked_h3_server(handler, memory=2) as target:
         peer, session_id = await target.in_session()
-        count, figures = await churn(target, peer, session_id, kind, uni, 9)
+        count, figures = await churn(target, peer, session_id, kind, uni, 7)
         assert peer.end is None, peer.end
         victim = target.served[0]
         assert victim.closed is None, victim.closed
         assert victim.statistics().unaccepted_streams <= 128
         assert victim.statistics().open_streams <= 128
         if handler is not no_answer or kind == "reset without a head":
-            assert count > 300
+            assert count > 250
             assert target.streams(peer) == 1
             assert figures[-1] - figures[-4] < 64 * KIB, figures
         else:
@@ -139,7 +145,7 @@ async def test_streams_of_many_sessions_at_once() -> None:
 # ---- what nobody reads
 
 
-@pytest.mark.parametrize("sessions", [1, 8])
+@pytest.mark.parametrize("sessions", [1, 4])
 async def test_streams_that_nobody_reads(sessions: int) -> None:
     """They hold a window of their session's, however many there are."""
     async with attacked_h3_server(no_answer, memory=4 + sessions) as target:
@@ -258,12 +264,12 @@ async def test_sessions_one_after_the_other() -> None:
 async def test_many_clients_with_sessions() -> None:
     """They come and go without a word; the server hears nothing of them and forgets them in time."""
     async with attacked_h3_server(no_answer, memory=24, patience=35, idle_timeout=5) as target:
-        for _ in range(40):
+        for _ in range(20):
             peer, session_id = await target.in_session()
             peer.open_session_stream(session_id, b"x")
             peer.close()
         await trio.sleep(8)
-        assert len(target.ends) == 40
+        assert len(target.ends) == 20
         assert {type(end) for end in target.ends} == {trio_wt.ConnectionLost}
 
 
@@ -438,7 +444,7 @@ async def test_flood_of_streams_that_seem_to_be_gone() -> None:
     async with attacked_h3_server(slowly, memory=3) as target:
         peer, session_id = await target.in_session()
         count = 0
-        for _ in range(40):
+        for _ in range(25):
             more = min(20, granted(peer, session_id, True) - count)
             opened = [peer.open_session_stream(session_id, b"x", uni=True) for _ in range(more)]
             count += more
@@ -447,7 +453,7 @@ async def test_flood_of_streams_that_seem_to_be_gone() -> None:
                 with suppress(ValueError):  # it is over because we did not want it
                     peer.reset(number, Code.SESSION_GONE)
             await trio.sleep(0.05)
-        assert count > 300
+        assert count > 200
         assert target.served[0].closed is None
         assert target.streams(peer) == 1
 

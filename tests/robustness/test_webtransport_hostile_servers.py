@@ -278,8 +278,8 @@ async def test_flood_of_capsules(kind: str) -> None:
     async with session_with(memory=4) as (peer, connection, session):
         make, count, figures = FLOODS[kind], 0, []
         for at in range(20):
-            peer.tell(0, content(b"".join(make(n) for n in range(count, count + 300))))
-            count += 300
+            peer.tell(0, content(b"".join(make(n) for n in range(count, count + 200))))
+            count += 200
             await trio.sleep(0.01)
             if at in (10, 19):
                 await trio.sleep(0.2)
