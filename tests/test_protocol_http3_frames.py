@@ -55,6 +55,12 @@ def test_known_frames_of_other_places(kind: int) -> None:
     assert refused(encode_record_head(kind, 2**30)) == Http3Code.FRAME_UNEXPECTED
 
 
+def test_data_of_nothing_is_given_too() -> None:
+    """It must not be everywhere, so whoever reads must see it."""
+    data = encode_record(FrameType.DATA, b"")
+    assert list(reader().feed(data + data)) == [(FrameType.DATA, b"")] * 2
+
+
 def test_data_where_there_is_none() -> None:
     for payload in (b"", b"abc"):
         data = encode_record(FrameType.DATA, payload)
