@@ -273,6 +273,7 @@ class Link:
         server_hooks: see there.
         connect: whether to begin with a handshake, before the link does any harm.
         straight: whether the engines may take the straight road; otherwise all goes along aioquic's way.
+        search: whether larger packets are sought from the start, as if there were use for them.
         both: options of both engines.
 
     Attributes:
@@ -300,6 +301,7 @@ class Link:
         server_hooks: dict[str, Any] | None = None,
         connect: bool = True,
         straight: bool = True,
+        search: bool = True,
         **both: Any,
     ) -> None:
         engine = Engine(client_config(**{**both, **(client or {})}), **(client_hooks or {}))
@@ -315,6 +317,8 @@ class Link:
             for side in self.sides:
                 assert side.engine._find_road() is None
                 side.engine._find_road = lambda: None  # type: ignore[method-assign]
+        for side in self.sides:
+            side.engine.mtu.wanted = search
         self.now = now
         self.slack = 1e-6
         self.random = random.Random(seed)

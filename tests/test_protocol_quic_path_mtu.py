@@ -30,6 +30,12 @@ def sizes(link: Link, sender: Side) -> Counter[int]:
     return counted
 
 
+def searching(maximum: int) -> PathMtu:
+    path = PathMtu(maximum)
+    path.wanted = True
+    return path
+
+
 def search(path: PathMtu, carries: int, now: float = 0.0) -> list[int]:
     """Probe until there is a pause; the sizes tried."""
     tried = []
@@ -43,32 +49,72 @@ def search(path: PathMtu, carries: int, now: float = 0.0) -> list[int]:
 
 
 def test_it_begins_with_what_every_path_carries() -> None:
-    path = PathMtu(8952)
+    path = searching(8952)
     assert BASE_SIZE == 1200
     assert (path.size, path.maximum) == (1200, 8952)
 
 
-def test_all_sizes_on_a_path_that_carries_them() -> None:
+def test_without_use_for_larger_packets_there_are_no_probes() -> None:
     path = PathMtu(8952)
+    assert not path.is_due(1000.0)
+    assert path.probe(1000.0) is None
+    path.wanted = True
+    assert path.is_due(1000.0)
+    assert path.probe(1000.0) == 1452
+
+
+@both_roads
+def test_a_connection_that_says_little_does_not_search(straight: bool) -> None:
+    link = Link(straight=straight, search=False)
+    counted = sizes(link, link.client)
+    for _ in range(20):
+        link.client.send(link.client.open(), b"hello", fin=True)
+        link.run(0.5)
+    assert max(counted) < BASE_SIZE
+    assert link.client.engine.mtu.size == link.server.engine.mtu.size == BASE_SIZE
+
+
+@both_roads
+def test_more_than_a_packet_at_once_starts_the_search_of_its_sender(straight: bool) -> None:
+    link = Link(straight=straight, search=False)
+    link.client.send(link.client.open(), DATA[:3000])
+    link.run(0.5)
+    assert link.client.engine.mtu.size == 8952
+    assert link.server.engine.mtu.size == BASE_SIZE
+
+
+@both_roads
+def test_whoever_asks_for_the_size_of_datagrams_starts_the_search(straight: bool) -> None:
+    link = Link(straight=straight, search=False)
+    small = link.server.engine.max_datagram
+    link.server.datagram(b"tick")
+    link.run(0.5)
+    assert link.server.engine.max_datagram > small
+    assert link.server.engine.mtu.size == 8952
+    assert link.client.engine.mtu.size == BASE_SIZE
+
+
+def test_all_sizes_on_a_path_that_carries_them() -> None:
+    path = searching(8952)
     assert search(path, 65507) == [1452, 1472, 4048, 8952]
     assert path.size == 8952
 
 
 def test_the_maximum_is_a_candidate_itself() -> None:
-    path = PathMtu(1460)
+    path = searching(1460)
     assert search(path, 65507) == [1452, 1460]
     assert path.size == 1460
 
 
 def test_beyond_all_candidates_there_is_the_maximum() -> None:
-    path = PathMtu(16000)
+    path = searching(16000)
     assert search(path, 65507) == [1452, 1472, 4048, 8952, 16000]
     assert path.size == 16000
 
 
 @pytest.mark.parametrize("maximum", [1452, 1472, 4048])
 def test_a_maximum_that_is_a_candidate_is_probed_once(maximum: int) -> None:
-    path = PathMtu(maximum)
+    path = searching(maximum)
     sizes = search(path, 65507)
     assert sizes[-1] == maximum
     assert sizes.count(maximum) == 1
@@ -76,21 +122,21 @@ def test_a_maximum_that_is_a_candidate_is_probed_once(maximum: int) -> None:
 
 @pytest.mark.parametrize("maximum", [1200, 1000])
 def test_nothing_to_probe(maximum: int) -> None:
-    path = PathMtu(maximum)
+    path = searching(maximum)
     assert path.probe(0.0) is None
     assert path.probe(1e9) is None
     assert path.size == 1200
 
 
 def test_a_size_above_the_base_by_one_is_probed() -> None:
-    assert search(PathMtu(1201), 65507) == [1201]
+    assert search(searching(1201), 65507) == [1201]
 
 
 @pytest.mark.parametrize(
     ("carries", "size"), [(1451, 1200), (1452, 1452), (1472, 1472), (4047, 1472), (4048, 4048)]
 )
 def test_it_stops_at_what_the_path_carries(carries: int, size: int) -> None:
-    path = PathMtu(8952)
+    path = searching(8952)
     tried = search(path, carries)
     assert path.size == size
     assert tried[-3:] == [tried[-1]] * 3
@@ -98,7 +144,7 @@ def test_it_stops_at_what_the_path_carries(carries: int, size: int) -> None:
 
 
 def test_one_probe_at_a_time() -> None:
-    path = PathMtu(8952)
+    path = searching(8952)
     assert path.probe(0.0) == 1452
     assert path.probe(0.0) is None
     assert path.probe(1000.0) is None
@@ -109,7 +155,7 @@ def test_one_probe_at_a_time() -> None:
 
 
 def test_three_losses_pause_the_search_for_ten_minutes() -> None:
-    path = PathMtu(8952)
+    path = searching(8952)
     search(path, 1300, now=50.0)
     assert path.probe(50.0 + 599.9) is None
     assert path.probe(50.0 + 600.0) == 1452
@@ -123,7 +169,7 @@ def test_three_losses_pause_the_search_for_ten_minutes() -> None:
 
 
 def test_the_pause_begins_with_the_last_loss() -> None:
-    path = PathMtu(8952)
+    path = searching(8952)
     for now in (10.0, 20.0, 30.0):
         assert path.probe(now) == 1452
         path.lost(1452, now)
@@ -132,7 +178,7 @@ def test_the_pause_begins_with_the_last_loss() -> None:
 
 
 def test_a_probe_that_arrives_forgives_those_lost() -> None:
-    path = PathMtu(8952)
+    path = searching(8952)
     for _ in range(2):
         assert path.probe(0.0) == 1452
         path.lost(1452, 0.0)
@@ -145,13 +191,13 @@ def test_a_probe_that_arrives_forgives_those_lost() -> None:
 
 
 def test_a_finished_search_stays_finished() -> None:
-    path = PathMtu(8952)
+    path = searching(8952)
     search(path, 65507)
     assert path.probe(1e9) is None
 
 
 def test_a_black_hole_means_the_base_and_a_pause() -> None:
-    path = PathMtu(8952)
+    path = searching(8952)
     search(path, 65507)
     path.black_hole(100.0)
     assert path.size == 1200
@@ -163,7 +209,7 @@ def test_a_black_hole_means_the_base_and_a_pause() -> None:
 
 
 def test_three_large_packets_that_vanish_for_a_while_are_a_black_hole() -> None:
-    path = PathMtu(8952)
+    path = searching(8952)
     assert not path.is_black_hole(1e9, 0.0)
     path.vanished(2, 10.0)
     assert not path.is_black_hole(1e9, 0.5)
@@ -179,7 +225,7 @@ def test_three_large_packets_that_vanish_for_a_while_are_a_black_hole() -> None:
     ("size", "is_large"), [(1201, True), (8952, True), (1200, False), (30, False)]
 )
 def test_a_large_packet_that_gets_through_is_no_black_hole(size: int, is_large: bool) -> None:
-    path = PathMtu(8952)
+    path = searching(8952)
     path.vanished(3, 10.0)
     path.got_through(size)
     assert path.is_black_hole(20.0, 1.0) is not is_large
@@ -188,7 +234,7 @@ def test_a_large_packet_that_gets_through_is_no_black_hole(size: int, is_large: 
 
 
 def test_what_vanished_on_another_path_does_not_count() -> None:
-    path = PathMtu(8952)
+    path = searching(8952)
     path.vanished(2, 10.0)
     path.restart(20.0)
     path.vanished(2, 20.0)
@@ -201,7 +247,7 @@ def test_what_vanished_on_another_path_does_not_count() -> None:
 
 
 def test_a_new_path_begins_at_once() -> None:
-    path = PathMtu(8952)
+    path = searching(8952)
     search(path, 65507)
     path.restart(7.0)
     assert path.size == 1200
@@ -210,7 +256,7 @@ def test_a_new_path_begins_at_once() -> None:
 
 
 def test_a_new_path_begins_without_failures() -> None:
-    path = PathMtu(8952)
+    path = searching(8952)
     for _ in range(2):
         path.probe(0.0)
         path.lost(1452, 0.0)
@@ -222,7 +268,7 @@ def test_a_new_path_begins_without_failures() -> None:
 
 
 def test_the_fate_of_a_probe_from_before_counts_for_nothing() -> None:
-    path = PathMtu(8952)
+    path = searching(8952)
     assert path.probe(0.0) == 1452
     path.restart(0.0)
     path.acknowledged(1452)
@@ -233,7 +279,7 @@ def test_the_fate_of_a_probe_from_before_counts_for_nothing() -> None:
 
 
 def test_the_fate_of_a_probe_from_before_is_not_that_of_the_one_under_way() -> None:
-    path = PathMtu(8952)
+    path = searching(8952)
     for size in (1452, 1472, 4048):
         assert path.probe(0.0) == size
         path.acknowledged(size)
@@ -249,7 +295,7 @@ def test_the_fate_of_a_probe_from_before_is_not_that_of_the_one_under_way() -> N
 
 
 def test_when_it_is_worth_asking() -> None:
-    path = PathMtu(1452)
+    path = searching(1452)
     assert path.is_due(0.0)
     path.restart(10.0)
     assert not path.is_due(9.9)
@@ -265,7 +311,7 @@ def test_when_it_is_worth_asking() -> None:
 
 
 def test_the_peer_may_lower_the_maximum() -> None:
-    path = PathMtu(8952)
+    path = searching(8952)
     path.maximum = 1500
     assert search(path, 65507) == [1452, 1472, 1500]
 
@@ -273,7 +319,7 @@ def test_the_peer_may_lower_the_maximum() -> None:
 @settings(deadline=None)
 @given(st.integers(1200, 16383), st.integers(1200, 16383))
 def test_the_search_ends_below_both_bounds(maximum: int, carries: int) -> None:
-    path = PathMtu(maximum)
+    path = searching(maximum)
     tried = search(path, carries)
     assert len(tried) <= 5 + 3
     assert 1200 <= path.size <= min(maximum, carries)

@@ -11,7 +11,6 @@ connection, and nothing of it is an exception there.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections import deque
 from collections.abc import Callable
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, ClassVar
@@ -108,7 +107,7 @@ class Http3(Upper):
         self.protocol: Http3Protocol = protocol
         self.going_away: bool = False
         # Requests that wait for the server to serve them; as many as the peer may have streams.
-        self._requests: deque[RequestStream] = deque()
+        self._requests: list[RequestStream] = []
         # Requests that this side has sent.
         self._unanswered: dict[int, RequestStream] = {}
         self._serves_no_more = False
@@ -230,7 +229,7 @@ class Http3(Upper):
                 self._serves_no_more = True
                 raise trio.EndOfChannel
             await self._changed.park()
-        return self._requests.popleft()
+        return self._requests.pop(0)
 
     # ---- what arrives
 

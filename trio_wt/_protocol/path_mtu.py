@@ -27,6 +27,8 @@ class PathMtu:
     Attributes:
         size: what the path is known to carry.
         maximum: the bound, which the peer's may lower.
+        wanted: whether larger packets would be of use. Until then there are no probes: of a connection that says little
+            they would be most of the traffic.
     """
 
     __slots__ = (
@@ -37,11 +39,13 @@ class PathMtu:
         "_vanishing_since",
         "maximum",
         "size",
+        "wanted",
     )
 
     def __init__(self, maximum: int) -> None:
         self.maximum: int = maximum
         self.size: int = BASE_SIZE
+        self.wanted: bool = False
         self._failures = 0
         # Large packets that were lost since the last one that got through, and since when.
         self._vanished = 0
@@ -51,7 +55,7 @@ class PathMtu:
 
     def is_due(self, now: float) -> bool:
         """Whether `probe` may have something to send now."""
-        return self._pending is None and now >= self._probe_at
+        return self.wanted and self._pending is None and now >= self._probe_at
 
     def probe(self, now: float) -> int | None:
         """The size of a probe to send now, which then is under way; None for none."""

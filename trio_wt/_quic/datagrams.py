@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import deque
 from typing import TYPE_CHECKING, Final
 
 import trio
@@ -29,7 +28,7 @@ class Datagrams(trio.abc.Channel[bytes]):
 
     def __init__(self, carrier: Carrier) -> None:
         self._carrier = carrier
-        self._received: deque[bytes] = deque()
+        self._received: list[bytes] = []
         self._received_bytes = 0
         self._waiting: trio.lowlevel.ParkingLot | None = None
         self._closed = False
@@ -86,7 +85,7 @@ class Datagrams(trio.abc.Channel[bytes]):
         """
         self._check_open()
         if self._received:
-            data = self._received.popleft()
+            data = self._received.pop(0)
             self._received_bytes -= len(data)
             return data
         self._carrier.check_open(iterating=True)
@@ -105,16 +104,18 @@ class Datagrams(trio.abc.Channel[bytes]):
             try:
                 data = self.receive_nowait()
             except trio.WouldBlock:
-                if self._waiting is None:
-                    self._waiting = trio.lowlevel.ParkingLot()
-                await self._waiting.park()
-                waited = True
+                pass
             except BaseException:
                 if not waited:
                     await trio.lowlevel.cancel_shielded_checkpoint()
                 raise
             else:
                 break
+            # Outside of the except block, which would keep the exception and its frames for as long as this waits.
+            if self._waiting is None:
+                self._waiting = trio.lowlevel.ParkingLot()
+            await self._waiting.park()
+            waited = True
         if not waited:
             await trio.lowlevel.cancel_shielded_checkpoint()
         return data
@@ -141,7 +142,7 @@ class Datagrams(trio.abc.Channel[bytes]):
             len(self._received) > self._carrier.settings.max_datagram_queue
             or self._received_bytes > _MAX_RECEIVED_BYTES
         ):
-            self._received_bytes -= len(self._received.popleft())
+            self._received_bytes -= len(self._received.pop(0))
             self.dropped += 1
         if self._waiting is not None:
             self._waiting.unpark()

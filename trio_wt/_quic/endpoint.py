@@ -81,7 +81,9 @@ class Endpoint:
                     await socket.wait_readable()
                     continue
                 self._sort(batch, local)
-                if len(batch) < _FULL_BATCH:
+                full = len(batch) >= _FULL_BATCH
+                batch = []  # not to be kept while this waits
+                if not full:
                     await socket.wait_readable()
                 else:
                     await trio.lowlevel.checkpoint()

@@ -67,16 +67,18 @@ class IncomingStreams(trio.abc.ReceiveChannel[StreamT], Generic[StreamT]):
             try:
                 stream = self.receive_nowait()
             except trio.WouldBlock:
-                if self._waiting is None:
-                    self._waiting = trio.lowlevel.ParkingLot()
-                await self._waiting.park()
-                waited = True
+                pass
             except BaseException:
                 if not waited:
                     await trio.lowlevel.cancel_shielded_checkpoint()
                 raise
             else:
                 break
+            # Outside of the except block, which would keep the exception and its frames for as long as this waits.
+            if self._waiting is None:
+                self._waiting = trio.lowlevel.ParkingLot()
+            await self._waiting.park()
+            waited = True
         if not waited:
             await trio.lowlevel.cancel_shielded_checkpoint()
         return stream

@@ -41,8 +41,8 @@ class ReceiveStream(StreamBase, trio.abc.ReceiveStream):
         self._init_receiving()
 
     def _init_receiving(self) -> None:
-        # What has arrived; the first ``_head`` bytes of the first chunk were taken already.
-        self._chunks: deque[bytes] = deque()
+        # What has arrived, from when something has; the first ``_head`` bytes of the first chunk were taken already.
+        self._chunks: deque[bytes] | None = None
         self._head = 0
         self._buffered = 0
         # How much of what is buffered has been credited to the peer already.
@@ -219,6 +219,8 @@ class ReceiveStream(StreamBase, trio.abc.ReceiveStream):
     def _front(self, count: int) -> bytes:
         """The chunk at the front, made to hold the first ``count`` bytes, or all if there are fewer."""
         chunks = self._chunks
+        if not chunks:
+            return b""
         if len(chunks) > 1 and len(chunks[0]) - self._head < count:
             count = min(count, self._buffered)
             front = self._pop(count)
@@ -227,19 +229,22 @@ class ReceiveStream(StreamBase, trio.abc.ReceiveStream):
                 chunks[0] = chunks[0][self._head :]
                 self._head = 0
             chunks.appendleft(front)
-        return chunks[0] if chunks else b""
+        return chunks[0]
 
     def _pop(self, count: int) -> bytes:
         """Take the first ``count`` bytes out of the buffer."""
+        chunks = self._chunks
+        if chunks is None:
+            return b""
         self._buffered -= count
         pieces = []
         while count:
-            chunk, head = self._chunks[0], self._head
+            chunk, head = chunks[0], self._head
             piece = chunk[head : head + count] if head or count < len(chunk) else chunk
             pieces.append(piece)
             count -= len(piece)
             if head + len(piece) == len(chunk):
-                self._chunks.popleft()
+                chunks.popleft()
                 self._head = 0
             else:
                 self._head = head + len(piece)
@@ -283,6 +288,8 @@ class ReceiveStream(StreamBase, trio.abc.ReceiveStream):
             return
         if data:
             chunks = self._chunks
+            if chunks is None:
+                chunks = self._chunks = deque()
             if chunks and len(chunks[-1]) + len(data) <= _SMALL:
                 # An object for each of many tiny pieces would cost more memory than the window allows bytes.
                 chunks[-1] += data
@@ -330,7 +337,7 @@ class ReceiveStream(StreamBase, trio.abc.ReceiveStream):
         return uncredited if self._receive_end == b"" else 0
 
     def _drop(self) -> None:
-        self._chunks.clear()
+        self._chunks = None
         self._head = self._buffered = self._credited = 0
         if self._receive_wakeup is not None:
             self._receive_wakeup.wake()

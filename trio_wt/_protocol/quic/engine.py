@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import datetime as dt
 import hmac
-from collections import deque
 from collections.abc import Callable, Iterable
 from typing import Any, Final
 
@@ -21,13 +20,14 @@ from aioquic.quic.packet_builder import QuicDeliveryState, QuicPacketBuilder
 from aioquic.tls import AlertDescription, Direction, Epoch, Group, SessionTicket
 from cryptography.hazmat.primitives.serialization import Encoding
 
-from ..path_mtu import BASE_SIZE, PathMtu
+from ..path_mtu import BASE_SIZE
 from ..route import Route
 from .config import End, EndKind, EngineConfig
 from .congestion import hold_unused_window
 from .figures import Figures
 from .keys import UpdatedKeys, export_keying_material
 from .pacer import BurstPacer
+from .shedding import shed_certificates, shed_handshake
 
 __all__ = ["Datagram", "Engine", "PathChanged"]
 
@@ -74,7 +74,6 @@ class Engine(Figures):
         store_token: for clients, gets address tokens.
 
     Attributes:
-        mtu: path MTU discovery.
         packets_lost: packets declared lost.
         packets_sent: datagrams given out by `flush`; ``bytes_sent`` their bytes.
         packets_received: datagrams taken in by `receive`; ``bytes_received`` their bytes.
@@ -100,13 +99,13 @@ class Engine(Figures):
             session_ticket_handler=store_ticket,
             token_handler=store_token,
         )
-        self.mtu: PathMtu = PathMtu(config.max_packet_size)
         self.packets_lost: int = 0
         self.packets_sent: int = 0
         self.packets_received: int = 0
         self.bytes_sent: int = 0
         self.bytes_received: int = 0
         self.peer_certificate: bytes | None = None
+        self._certificate_valid_until: dt.datetime | None = None
         self.rejection: Exception | None = None
         self._loss._pacer = self._pacer = BurstPacer(max_datagram_size=BASE_SIZE)
         hold_unused_window(self._loss._cc, self.mtu.got_through)
@@ -179,6 +178,8 @@ class Engine(Figures):
                 out = self.datagrams_to_send(now)
                 self._sent_long_way()
             if self._handshake_confirmed and self._close_event is None:
+                if len(out) > 1:
+                    self.mtu.wanted = True
                 self._maintain(now, out)
         except Exception:
             self._fail()
@@ -256,11 +257,11 @@ class Engine(Figures):
         """Whether something has happened that was not taken."""
         return bool(self._events)
 
-    def take_events(self) -> deque[events.QuicEvent]:
+    def take_events(self) -> list[events.QuicEvent]:
         """What has happened since the last call; to be made use of before the next datagram is taken in."""
-        taken = self._events
+        taken: list[events.QuicEvent] = self._events
         if taken:
-            self._events = deque()
+            self._events = []
         return taken
 
     # ---- the end
@@ -373,8 +374,7 @@ class Engine(Figures):
         """Until when what proved the peer's identity is valid; None if nothing did."""
         if self.tls.session_resumed and self.config.session_ticket is not None:
             return self.config.session_ticket.not_valid_after
-        certificate = self.tls._peer_certificate
-        return None if certificate is None else certificate.not_valid_after_utc
+        return self._certificate_valid_until
 
     @property
     def wire_version(self) -> int:
@@ -463,8 +463,7 @@ class Engine(Figures):
 
     def _confirm_handshake(self) -> None:
         super()._confirm_handshake()
-        # What TLS wrote its messages into, 48 KiB in all; after the handshake it has none to write.
-        self._crypto_buffers = {epoch: Buffer(capacity=1) for epoch in self._crypto_buffers}
+        shed_handshake(self)
 
     def _verify_peer(self, frame_type: int) -> None:
         """Judge the peer's certificate before anything is sent to it, or told of it."""
@@ -483,6 +482,8 @@ class Engine(Figures):
                 ) from None
         if certificate is not None:
             self.peer_certificate = certificate.public_bytes(Encoding.DER)
+            self._certificate_valid_until = certificate.not_valid_after_utc
+        shed_certificates(self.tls)
 
     def _replenish_connection_ids(self) -> None:
         known = len(self._host_cids)

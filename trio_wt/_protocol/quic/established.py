@@ -33,6 +33,7 @@ from aioquic.quic.stream import QuicStream, StreamFinishedError
 from aioquic.tls import Epoch
 
 from .config import CID_LENGTH, EngineConfig
+from .frame_handlers import SHORT_HANDLERS
 from .sending import Sending
 
 __all__ = ["Established"]
@@ -177,7 +178,6 @@ class Established(Sending):
     def _handle_frames(self, context: QuicReceiveContext, payload: bytes) -> bool:
         """Handle a packet's frames; whether it needs an acknowledgement."""
         buf = Buffer(data=payload)
-        handlers = self._short_handlers
         eliciting = False
         if not payload:
             raise QuicConnectionError(
@@ -190,12 +190,12 @@ class Established(Sending):
                 if frame_type in _STREAM:
                     self._take_stream_frame(context, frame_type, buf)
                 else:
-                    handler = handlers.get(frame_type)
+                    handler = SHORT_HANDLERS.get(frame_type)
                     if handler is None:
                         raise QuicConnectionError(
                             QuicErrorCode.FRAME_ENCODING_ERROR, frame_type, "unknown frame type"
                         )
-                    handler(context, frame_type, buf)
+                    getattr(self, handler)(context, frame_type, buf)
             except StreamFinishedError:
                 pass  # of a stream that is no longer known
             except ValueError as exc:  # BufferReadError, that is

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, Final
+from typing import Any
 
 from aioquic.buffer import Buffer  # type: ignore[attr-defined]
 from aioquic.quic.connection import (
@@ -15,19 +15,15 @@ from aioquic.quic.packet import QuicErrorCode, QuicFrameType
 from aioquic.quic.packet_builder import QuicDeliveryState, QuicPacketBuilder
 from aioquic.quic.recovery import QuicPacketSpace
 from aioquic.quic.stream import QuicStream
-from aioquic.tls import Epoch
 
 from . import contract  # noqa: F401  # before anything relies on what it checks
 from .config import EngineConfig
 from .credit import ReceiveWindow, StreamsLimit
-from .reset_at import RESET_STREAM_AT, ReliableResets
+from .frame_handlers import FrameHandlers
+from .reset_at import ReliableResets
 from .tables import ActiveStreams, Streams
 
 __all__ = ["Receiving"]
-
-
-_STREAM_EPOCHS: Final = frozenset((Epoch.ZERO_RTT, Epoch.ONE_RTT))
-_EPOCHS: Final[dict[frozenset[Epoch], frozenset[Epoch]]] = {}
 
 
 class _Quiet:
@@ -47,6 +43,9 @@ class Receiving(QuicConnection):
         kwargs: the rest of what aioquic's connection takes.
     """
 
+    # A list for aioquic's deque, which takes 760 bytes if it is empty.
+    _events: Any
+
     def __init__(self, config: EngineConfig, **kwargs: Any) -> None:
         self.config: EngineConfig = config
         self._active = ActiveStreams()
@@ -65,16 +64,11 @@ class Receiving(QuicConnection):
         self._resets = ReliableResets()
         # Of the streams that were forgotten since events were taken last.
         self._final_sizes: dict[int, int] = {}
-        self._frame_handlers: dict[int, Any] = self.__dict__["_QuicConnection__frame_handlers"]
-        for kind, (handler, epochs) in self._frame_handlers.items():
-            # Equal sets are the same set: 7 KiB a connection.
-            self._frame_handlers[kind] = (handler, _EPOCHS.setdefault(epochs, epochs))
-        self._frame_handlers[RESET_STREAM_AT] = (self._handle_reset_stream_at, _STREAM_EPOCHS)
-        self._short_handlers: dict[int, Any] = {
-            kind: handler
-            for kind, (handler, epochs) in self._frame_handlers.items()
-            if Epoch.ONE_RTT in epochs
-        }
+        own = self.__dict__
+        own["_QuicConnection__frame_handlers"] = FrameHandlers(
+            self, own["_QuicConnection__frame_handlers"]
+        )
+        self._events = []
         self._now = 0.0
 
     # aioquic's name for what it walks to fill a packet.
@@ -90,6 +84,13 @@ class Receiving(QuicConnection):
         """Aioquic discards a stream."""
         self._resets.awaited.pop(stream_id, None)
         self._active.priorities.pop(stream_id, None)
+
+    def _handle_padding_frame(
+        self, context: QuicReceiveContext, frame_type: int, buf: Buffer
+    ) -> None:
+        # aioquic looks at each byte by itself, and a probe of the path's MTU has thousands.
+        padding = buf.data_slice(buf.tell(), buf.capacity)
+        buf.seek(buf.capacity - len(padding.lstrip(b"\0")))
 
     # ---- credit
 

@@ -10,6 +10,7 @@ from aioquic.quic.packet_builder import QuicDeliveryState, QuicPacketBuilder
 from aioquic.quic.recovery import QuicPacketSpace
 from aioquic.quic.stream import QuicStream
 
+from ..path_mtu import PathMtu
 from .config import EngineConfig
 from .receiving import Receiving
 from .reset_at import RESET_STREAM_AT, RESET_STREAM_AT_CAPACITY, OutgoingReset
@@ -30,11 +31,13 @@ class Sending(Receiving):
         kwargs: the rest of what aioquic's connection takes.
 
     Attributes:
+        mtu: path MTU discovery.
         datagrams_dropped: datagrams that made room for newer ones, or no longer fitted a packet.
     """
 
     def __init__(self, config: EngineConfig, **kwargs: Any) -> None:
         super().__init__(config, **kwargs)
+        self.mtu: PathMtu = PathMtu(config.max_packet_size)
         self.datagrams_dropped: int = 0
         self._peer_resets_at = False
         self._reliable_resets: dict[int, OutgoingReset] = {}
@@ -162,6 +165,8 @@ class Sending(Receiving):
     @property
     def max_datagram(self) -> int:
         """The most that a datagram may carry now, in bytes; 0 if the peer takes none."""
+        # Whoever asks would send more, if more were possible.
+        self.mtu.wanted = True
         peer = self._remote_max_datagram_frame_size
         if not peer:
             return 0
