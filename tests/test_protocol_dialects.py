@@ -13,7 +13,8 @@ from trio_wt._protocol.dialects import (
     DIALECTS,
     TOKENS,
     allows_session_limits,
-    dialect_of,
+    dialect_of_request,
+    dialect_of_server,
     session_settings,
     supports_datagrams,
 )
@@ -117,26 +118,30 @@ DRAFT_02_SERVER = {Setting.H3_DATAGRAM_DRAFT_04: 1, Setting.WT_ENABLED_DRAFT_02:
 
 
 @pytest.mark.parametrize(
-    ("theirs", "drafts", "limited"),
+    ("theirs", "token", "drafts", "limited"),
     [
-        pytest.param(CHROMIUM, "02-06", False, id="Chromium 156"),
-        pytest.param(FIREFOX, "02-06", False, id="Firefox ESR 153"),
-        pytest.param(SAFARI, "13-14", False, id="Safari 26.4"),
-        pytest.param(OLDER_SAFARI, "07-12", False, id="Safari, draft 07"),
-        pytest.param(BOTH_SAFARI, "13-14", False, id="Safari, both"),
-        pytest.param(PYWEBTRANSPORT, "15-16", True, id="pywebtransport 0.21"),
-        pytest.param(AIOPQUIC, "15-16", False, id="aiopquic 0.6"),
-        pytest.param(WEBTRANSPORT_GO, "15-16", False, id="webtransport-go 0.12"),
-        pytest.param(OURS, "15-16", True, id="trio_wt"),
+        pytest.param(CHROMIUM, OLD, "02-06", False, id="Chromium 156"),
+        pytest.param(FIREFOX, OLD, "02-06", False, id="Firefox ESR 153"),
+        pytest.param(SAFARI, OLD, "13-14", False, id="Safari 26.4"),
+        pytest.param(OLDER_SAFARI, OLD, "07-12", False, id="Safari, draft 07"),
+        pytest.param(BOTH_SAFARI, OLD, "13-14", False, id="Safari, both"),
+        pytest.param(PYWEBTRANSPORT, NEW, "15-16", True, id="pywebtransport 0.21"),
+        pytest.param(AIOPQUIC, NEW, "15-16", False, id="aiopquic 0.6, the new token"),
+        pytest.param(AIOPQUIC, OLD, "13-14", False, id="aiopquic 0.6, the old token"),
+        pytest.param(WEBTRANSPORT_GO, NEW, "15-16", False, id="webtransport-go 0.12"),
+        pytest.param(OURS, NEW, "15-16", True, id="trio_wt, the new token"),
+        pytest.param(OURS, OLD, "13-14", True, id="trio_wt, the old token"),
+        pytest.param({}, OLD, "02-06", False, id="it says nothing, with the old token"),
+        pytest.param({}, NEW, "15-16", False, id="it says nothing, with the new token"),
     ],
 )
-def test_peers_as_clients(theirs: Mapping[int, int], drafts: str, limited: bool) -> None:
-    """They are known by what they say, whether or not they send what only a server needs to send."""
+def test_peers_as_clients(
+    theirs: Mapping[int, int], token: str, drafts: str, limited: bool
+) -> None:
+    """They are known by what they say and ask for, whether or not they send what only a server needs to send."""
     theirs = parse_settings(encode_settings(theirs))
-    dialect = dialect_of(theirs, of_server=False)
-    assert dialect is not None
-    assert dialect.drafts == drafts
-    assert supports_datagrams(theirs)
+    assert dialect_of_request(theirs, token).drafts == drafts
+    assert supports_datagrams(theirs) == bool(theirs)
     assert allows_session_limits(theirs) == limited
 
 
@@ -154,7 +159,7 @@ def test_peers_as_clients(theirs: Mapping[int, int], drafts: str, limited: bool)
 )
 def test_peers_as_servers(theirs: Mapping[int, int], token: str, limited: bool) -> None:
     theirs = parse_settings(encode_settings(theirs))
-    dialect = dialect_of(theirs, of_server=True)
+    dialect = dialect_of_server(theirs)
     assert dialect is not None
     assert dialect.token == token
     assert supports_datagrams(theirs)
@@ -191,7 +196,7 @@ def test_any_enables_of_a_server(enables: tuple[int, ...], connects: int | None)
     theirs: dict[int, int] = dict(zip(ENABLES, enables, strict=True))
     if connects is not None:
         theirs[Setting.ENABLE_CONNECT_PROTOCOL] = connects
-    dialect = dialect_of(theirs, of_server=True)
+    dialect = dialect_of_server(theirs)
     spoken = [setting for setting in ENABLES if theirs[setting]]
     if not spoken or (not connects and Setting.WT_ENABLED_DRAFT_02 not in spoken):
         assert dialect is None
@@ -210,15 +215,16 @@ def test_any_enables_of_a_server(enables: tuple[int, ...], connects: int | None)
 def test_any_enables_of_a_client(enables: tuple[int, ...], connects: int) -> None:
     theirs: dict[int, int] = dict(zip(ENABLES, enables, strict=True))
     theirs[Setting.ENABLE_CONNECT_PROTOCOL] = connects
-    dialect = dialect_of(theirs, of_server=False)
-    spoken = [setting for setting in ENABLES if theirs[setting]]
-    assert (dialect and dialect.enabled_by) == (spoken[0] if spoken else None)
+    old = [setting for setting in ENABLES[1:] if theirs[setting]]
+    assert dialect_of_request(theirs, NEW).enabled_by == Setting.WT_ENABLED
+    expected = old[0] if old else Setting.WT_ENABLED_DRAFT_02
+    assert dialect_of_request(theirs, OLD).enabled_by == expected
 
 
 @pytest.mark.parametrize("number", [1, 2, 100, 2**62 - 1])
 def test_a_number_of_sessions_enables_too(number: int) -> None:
     for setting in (Setting.WT_MAX_SESSIONS_DRAFT_07, Setting.WT_MAX_SESSIONS_DRAFT_13):
-        dialect = dialect_of({setting: number, **BASE}, of_server=True)
+        dialect = dialect_of_server({setting: number, **BASE})
         assert dialect is not None
         assert dialect.enabled_by == setting
 
@@ -253,13 +259,14 @@ def test_limits_of_sessions(values: tuple[int | None, ...]) -> None:
 keys = st.one_of(st.sampled_from(Setting).map(int), st.integers(0, 2**62 - 1))
 
 
-@given(st.dictionaries(keys, st.integers(0, 2**62 - 1), max_size=15), st.booleans())
+@given(st.dictionaries(keys, st.integers(0, 2**62 - 1), max_size=15), st.sampled_from([OLD, NEW]))
 @settings(deadline=None)
-def test_any_settings_are_somebody_s(theirs: dict[int, int], of_server: bool) -> None:
-    dialect = dialect_of(theirs, of_server=of_server)
+def test_any_settings_are_somebody_s(theirs: dict[int, int], token: str) -> None:
+    assert dialect_of_request(theirs, token).token == token
+    dialect = dialect_of_server(theirs)
     if dialect is None:
         return
     assert theirs[dialect.enabled_by]
     assert dialect.token in TOKENS
-    if of_server and dialect.needs_connect_setting:
+    if dialect.needs_connect_setting:
         assert theirs[Setting.ENABLE_CONNECT_PROTOCOL] == 1

@@ -18,7 +18,7 @@ from hypothesis.stateful import (
 
 from trio_wt._protocol.capsules import CapsuleType, capsule_reader, encode_number, parse_number
 from trio_wt._protocol.http3_settings import Setting
-from trio_wt._protocol.session_credit import CreditViolation, SessionCredit
+from trio_wt._protocol.session_credit import CreditViolation, Growth, SessionCredit
 
 RTT = 0.125
 KINDS = [0, 1]
@@ -34,6 +34,10 @@ def limits(data: int, bidirectional: int = 0, unidirectional: int = 0) -> dict[i
     }
 
 
+def boundless() -> Growth:
+    return Growth(0, 2**62, lambda size: None)
+
+
 def credit(
     ours: dict[int, int] | None = None,
     theirs: dict[int, int] | None = None,
@@ -43,6 +47,7 @@ def credit(
         limits(100, 10, 10) if ours is None else ours,
         limits(100, 10, 10) if theirs is None else theirs,
         max_window,
+        boundless(),
     )
 
 
@@ -255,7 +260,46 @@ def test_streams_are_allowed_in_steps_as_others_are_over(
 
 def test_settings_that_are_missing_are_a_mistake_of_ours() -> None:
     with pytest.raises(KeyError):
-        SessionCredit({}, {}, 0)
+        SessionCredit({}, {}, 0, boundless())
+
+
+# ---- windows that grow
+
+
+def eat(target: SessionCredit) -> int:
+    """Send and take a window full, at once, again and again; what window this comes to."""
+    for _ in range(10):
+        window = target.window
+        target.received(window)
+        target.consumed(window, 0.0, 1.0)
+    return target.window
+
+
+def test_sessions_grow_by_what_the_connection_has_room_for() -> None:
+    widened: list[int] = []
+    growth = Growth(400, 1000, widened.append)
+    ours = limits(100, 1, 1)
+    one, two = (SessionCredit(ours, ours, 10_000, growth) for _ in range(2))
+    assert eat(one) == 700
+    assert widened == [500, 700, 1000]
+    assert eat(two) == 100
+    one.over()
+    one.over()
+    assert eat(two) == 700
+    assert widened == [500, 700, 1000, 500, 700, 1000]
+
+
+def test_a_session_does_not_grow_beyond_its_own_maximum() -> None:
+    widened: list[int] = []
+    ours = limits(100, 1, 1)
+    target = SessionCredit(ours, ours, 250, Growth(0, 1000, widened.append))
+    assert eat(target) == 250
+    assert widened == [100, 150]
+
+
+def test_where_there_is_no_room_windows_stay() -> None:
+    target = SessionCredit(limits(100, 1, 1), limits(100), 10_000, Growth(10, 10, pytest.fail))
+    assert eat(target) == 100
 
 
 # ---- in any order
@@ -303,7 +347,7 @@ class Side:
     """
 
     def __init__(self, ours: dict[int, int], theirs: dict[int, int], max_window: int) -> None:
-        self.credit = SessionCredit(ours, theirs, max_window)
+        self.credit = SessionCredit(ours, theirs, max_window, boundless())
         self.window = ours[Setting.WT_INITIAL_MAX_DATA]
         self.max_window = max(self.window, max_window)
         self.windows = [
@@ -505,7 +549,8 @@ TestSession.settings = settings(
 def test_a_session_goes_on_for_ever(window: int) -> None:
     """As much as fits is sent and read, and streams come and go, many times over what the first limits allow."""
     ours, theirs = limits(window, window, window), limits(1)
-    receiver, sender = SessionCredit(ours, theirs, window), SessionCredit(theirs, ours, 1)
+    receiver = SessionCredit(ours, theirs, window, boundless())
+    sender = SessionCredit(theirs, ours, 1, boundless())
     for turn in range(200):
         count = sender.room
         assert count > window // 2

@@ -16,7 +16,7 @@ from trio_wt._protocol.capsules import CapsuleType, encode_close, encode_drain, 
 from trio_wt._protocol.http3_codes import Http3Code
 from trio_wt._protocol.http3_settings import Setting
 from trio_wt._protocol.records import encode_record, encode_record_head
-from trio_wt._protocol.session_credit import SessionCredit
+from trio_wt._protocol.session_credit import Growth, SessionCredit
 from trio_wt._protocol.webtransport import (
     SESSION_TABLE,
     Action,
@@ -50,7 +50,9 @@ GREASE = 0x29 * 5 + 0x17
 
 
 def session(*, limited: bool = True) -> SessionProtocol:
-    return SessionProtocol(SessionCredit(LIMITS, LIMITS, 0) if limited else None)
+    return SessionProtocol(
+        SessionCredit(LIMITS, LIMITS, 0, Growth(0, 0, lambda size: None)) if limited else None
+    )
 
 
 def receive(target: SessionProtocol, *pieces: bytes, fin: bool = False) -> list[SessionEvent]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import gc
 import pickle
 import signal
@@ -22,6 +23,7 @@ from tests.webtransport_pairs import (
     serving,
     session_pair,
     settle,
+    stay,
     stream_pair,
     visit,
 )
@@ -308,6 +310,25 @@ async def test_a_graceful_end_is_bounded(by_block: bool) -> None:
                     await client.aclose(3, "no more")
             assert trio.current_time() - started == pytest.approx(7, abs=0.1)
             assert (await server.wait_closed()).code == (0 if by_block else 3)
+
+
+@pytest.mark.parametrize("how", ["return", "raise", "cancel"])
+async def test_the_end_of_a_block_is_bounded_as_a_whole(how: str) -> None:
+    """Session and connection have one time for it, when they are opened as one."""
+    network = Network()
+    async with serving(stay, network):
+        with contextlib.suppress(ZeroDivisionError), trio.CancelScope() as scope:
+            async with visit(network, close_timeout=7) as session:
+                async with session.open_send_stream() as stream:
+                    await stream.send_all(b"never to arrive")
+                network.loss = 1
+                started = trio.current_time()
+                if how == "raise":
+                    raise ZeroDivisionError
+                if how == "cancel":
+                    scope.cancel()
+                    await trio.sleep_forever()
+        assert trio.current_time() - started <= (8.1 if how == "return" else 1)
 
 
 async def test_what_had_arrived_can_be_read_after_a_clean_end() -> None:

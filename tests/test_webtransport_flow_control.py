@@ -121,6 +121,29 @@ async def test_with_default_settings_a_session_that_is_not_read_stops_nobody(
                 full[0].close_now()
 
 
+async def test_nor_does_one_whose_window_has_grown() -> None:
+    """It was read fast, as fast as windows let it, and then no more."""
+    network, visitors = Network(delay=0.02), Visitors()
+    # As the defaults are to each other, but smaller.
+    windows = {"session_window": 2**14, "connection_window": 2**16}
+    most = {"max_session_window": 2**20, "max_connection_window": 2**20, "stream_window": 2**20}
+    async with serving(visitors, network, **windows, **most), connect(network) as connection:
+        async with (
+            session_pair(connection, visitors, "/full") as full,
+            session_pair(connection, visitors, "/free") as free,
+        ):
+            await check_throughput(*full, 8 * 2**20)
+            await settle()
+            credit = full[0].statistics().send_credit
+            assert credit is not None
+            assert credit > 2**18
+            await fill(full[0])
+            with trio.fail_after(10):
+                await check_throughput(*free, 2**16)
+                assert (await connection.request("GET", "/")).status == 404
+            full[0].close_now()
+
+
 async def test_the_window_grows_while_it_is_what_limits() -> None:
     network = Network(delay=0.05)
     settings = {"session_window": 10_000, "max_session_window": 80_000}

@@ -13,7 +13,8 @@ __all__ = [
     "TOKENS",
     "Dialect",
     "allows_session_limits",
-    "dialect_of",
+    "dialect_of_request",
+    "dialect_of_server",
     "session_settings",
     "supports_datagrams",
 ]
@@ -76,17 +77,23 @@ def session_settings(
     }
 
 
-def dialect_of(settings: Mapping[int, int], *, of_server: bool) -> Dialect | None:
-    """How to speak to a peer with these settings; None if it does not speak WebTransport."""
+def dialect_of_server(settings: Mapping[int, int]) -> Dialect | None:
+    """How to speak to a server with these settings; None if it does not speak WebTransport."""
     spoken = [dialect for dialect in DIALECTS if settings.get(dialect.enabled_by)]
     if not spoken:
         return None
     best = spoken[0]
-    if of_server and len(spoken) > 1 and best.token != spoken[1].token:
+    if len(spoken) > 1 and best.token != spoken[1].token:
         # Relays that announce everything refuse the newest token.
         best = spoken[1]
     connects = settings.get(Setting.ENABLE_CONNECT_PROTOCOL) == 1
-    return None if of_server and best.needs_connect_setting and not connects else best
+    return None if best.needs_connect_setting and not connects else best
+
+
+def dialect_of_request(settings: Mapping[int, int], token: str) -> Dialect:
+    """What a client with these settings speaks that asks for a session with one of `TOKENS`: the newest that it announces."""
+    possible = [dialect for dialect in DIALECTS if dialect.token == token]
+    return next((d for d in possible if settings.get(d.enabled_by)), possible[-1])
 
 
 def supports_datagrams(settings: Mapping[int, int]) -> bool:

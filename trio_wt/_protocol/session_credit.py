@@ -4,14 +4,14 @@ many there may be.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Final
 
 from .capsules import CapsuleType, encode_number
 from .http3_settings import Setting
 from .quic.credit import ReceiveWindow
 
-__all__ = ["MAX_STREAMS", "CreditViolation", "SessionCredit"]
+__all__ = ["MAX_STREAMS", "CreditViolation", "Growth", "SessionCredit"]
 
 MAX_STREAMS: Final = 2**60
 _MAX_STREAMS_CAPSULE: Final = (CapsuleType.MAX_STREAMS_BIDI, CapsuleType.MAX_STREAMS_UNI)
@@ -26,6 +26,52 @@ class CreditViolation(Exception):
     """The peer has sent, opened or allowed what it must not; the session ends by it."""
 
 
+class Growth:
+    """What the windows of a connection's sessions may grow by, all of them together.
+
+    The connection's own window is kept ahead of them, so that it has room for the others however much of some is left
+    unread.
+
+    Args:
+        window: the connection's window to begin with, which has room for all sessions as they begin.
+        most: what it may become.
+        widen: gets what it is to be.
+    """
+
+    __slots__ = ("_most", "_widen", "_window")
+
+    def __init__(self, window: int, most: int, widen: Callable[[int], None]) -> None:
+        self._window = window
+        self._most = most
+        self._widen = widen
+
+    def take(self, count: int) -> int:
+        """As much of ``count`` bytes as there is."""
+        count = min(count, self._most - self._window)
+        if count:
+            self._window += count
+            self._widen(self._window)
+        return count
+
+    def give_back(self, count: int) -> None:
+        """A session has ended that had taken so much."""
+        self._window -= count
+
+
+class _SessionWindow(ReceiveWindow):
+    __slots__ = ("_growth", "taken")
+
+    def __init__(self, size: int, maximum: int, growth: Growth) -> None:
+        super().__init__(size, maximum)
+        self._growth = growth
+        self.taken = 0
+
+    def grown(self, size: int) -> int:
+        taken = self._growth.take(size - self.size)
+        self.taken += taken
+        return self.size + taken
+
+
 class SessionCredit:
     """Both sides' limits. Streams are counted by kind: 0 for bidirectional ones, 1 for unidirectional.
 
@@ -33,15 +79,19 @@ class SessionCredit:
         ours: the settings that we have sent.
         theirs: the peer's.
         max_window: what the window for data may grow to, in bytes.
+        growth: what all sessions of the connection take for that.
     """
 
-    def __init__(self, ours: Mapping[int, int], theirs: Mapping[int, int], max_window: int) -> None:
+    def __init__(
+        self, ours: Mapping[int, int], theirs: Mapping[int, int], max_window: int, growth: Growth
+    ) -> None:
         self._max_data = theirs.get(Setting.WT_INITIAL_MAX_DATA, 0)
         self._sent = 0
         self._max_streams = [theirs.get(setting, 0) for setting in _STREAMS_SETTING]
         self._opened = [0, 0]
         window = ours[Setting.WT_INITIAL_MAX_DATA]
-        self._window = ReceiveWindow(window, max(window, max_window))
+        self._growth = growth
+        self._window = _SessionWindow(window, max(window, max_window), growth)
         self._received = 0
         # How many streams the peer may have at once, may open in all, has opened, and how many of them are done with.
         self._streams_window = [ours[setting] for setting in _STREAMS_SETTING]
@@ -110,6 +160,11 @@ class SessionCredit:
 
     # ---- receiving
 
+    @property
+    def window(self) -> int:
+        """How far the peer may be ahead of the application, in bytes."""
+        return self._window.size
+
     def received(self, count: int) -> None:
         """So many bytes have come.
 
@@ -125,6 +180,11 @@ class SessionCredit:
         if not self._window.consume(count, now, rtt):
             return b""
         return encode_number(CapsuleType.MAX_DATA, self._window.limit)
+
+    def over(self) -> None:
+        """The session has ended: what its window had grown by is for others."""
+        self._growth.give_back(self._window.taken)
+        self._window.taken = 0
 
     def peer_opened(self, kind: int) -> None:
         """The peer has opened a stream.

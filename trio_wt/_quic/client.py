@@ -278,7 +278,7 @@ class _Race:
         if winner is None:
             await trio.lowlevel.checkpoint()
             return
-        deadline = trio.current_time() + winner.settings.close_timeout
+        deadline = winner.last_moment()
         if exc is None and self._plan.store is not None and winner.may_be_early:
             # The ticket for the next time comes after the handshake.
             with suppress(ConnectionClosed, trio.ClosedResourceError), trio.move_on_at(deadline):

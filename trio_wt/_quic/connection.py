@@ -243,7 +243,11 @@ class Connection:
             ValueError: the code is out of range.
         """
         driver = self._driver
-        driver.check_code(code)
+        try:
+            driver.check_code(code)
+        except ValueError:
+            await trio.lowlevel.checkpoint()
+            raise
         try:
             if graceful and driver.end is None:
                 with trio.move_on_after(driver.settings.close_timeout):

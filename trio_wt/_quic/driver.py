@@ -89,6 +89,7 @@ class Driver(Carrier):
         cancel_scope: covers the connection's block.
         handshake: what came of the handshake; None before it is complete.
         handshake_deadline: when it must be.
+        leave_by: when the end of the block must have come; what stands on the connection may set it.
         last_heard: when a packet came last.
     """
 
@@ -111,6 +112,7 @@ class Driver(Carrier):
         self.end: ConnectionClosed | None = None
         self.is_peers_fault: bool = False
         self.handshake_deadline: float = inf
+        self.leave_by: float = inf
         self.handshake: HandshakeCompleted | None = None
         self.last_heard: float = trio.current_time()
         self.is_client: bool = client
@@ -500,10 +502,14 @@ class Driver(Carrier):
         """Wait until the writer has seen the last packet out."""
         await self._finished.wait()
 
+    def last_moment(self) -> float:
+        """Until when a goodbye that begins now may take."""
+        return min(trio.current_time() + self.settings.close_timeout, self.leave_by)
+
     async def goodbye(self, exc: BaseException | None, deadline: float | None = None) -> None:
-        """At the end of the block; bounded by the close timeout, or by an earlier ``deadline``."""
+        """At the end of the block; bounded by `last_moment`, or by an earlier ``deadline``."""
         if deadline is None:
-            deadline = trio.current_time() + self.settings.close_timeout
+            deadline = self.last_moment()
         try:
             if exc is None or self.upper.is_gentle:
                 if exc is not None:

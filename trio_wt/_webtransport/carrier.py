@@ -546,6 +546,8 @@ class SessionCarrier(Carrier):
         self._charged.clear()
         self._sending.clear()
         self._counted.clear()
+        if self._credit is not None:
+            self._credit.over()
         for part in (self.datagrams, self.incoming_streams, self.incoming_receive_streams):
             part.lost(end)
         for queue in self._openers:

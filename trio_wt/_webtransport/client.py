@@ -74,7 +74,7 @@ async def open_webtransport_connection(
         settings=wanted.for_connection(),
         upper=make_upper(wanted, ours, client=True),
     ) as (driver, services):
-        yield WebTransportConnection(driver, services, wanted, ours, parsed)
+        yield WebTransportConnection(driver, services, wanted, parsed)
 
 
 @asynccontextmanager
@@ -139,4 +139,8 @@ async def open_webtransport(
             handshake_timeout=handshake_timeout,
         ) as session,
     ):
-        yield session
+        try:
+            yield session
+        finally:
+            # The ends of both take no longer than that of one.
+            connection.leave_within(connection.settings.close_timeout)

@@ -25,12 +25,11 @@ from .._http.request import Request, Response
 from .._http.request_stream import BadMessage, RequestStream, fields_of
 from .._http.url import ServerURL, parse_https_url
 from .._protocol import handshake
-from .._protocol.dialects import allows_session_limits, dialect_of
+from .._protocol.dialects import dialect_of_server
 from .._protocol.http3_codes import Http3Code, describe
 from .._protocol.http3_fields import Fields, ResponseHead
 from .._protocol.http3_settings import Setting
 from .._protocol.route import Sockaddr
-from .._protocol.session_credit import SessionCredit
 from .._quic.driver import Driver
 from .._quic.migration import migrate
 from .._quic.statistics import QuicStatistics, statistics_of
@@ -50,7 +49,6 @@ __all__ = [
     "WebTransportConnection",
     "check_request_headers",
     "check_session_protocols",
-    "credit_of",
     "with_origin",
 ]
 
@@ -84,14 +82,6 @@ def check_session_protocols(subprotocols: Sequence[str]) -> None:
         raise ValueError(f"subprotocols are repeated: {list(subprotocols)}")
 
 
-def credit_of(http3: Http3, ours: Mapping[int, int], max_window: int) -> SessionCredit | None:
-    """The flow control of a new session; None unless both sides take part in it."""
-    theirs = http3.protocol.peer_settings or {}
-    if not (allows_session_limits(ours) and allows_session_limits(theirs)):
-        return None
-    return SessionCredit(ours, theirs, max_window)
-
-
 class WebTransportConnection:
     """An HTTP/3 connection to a server, or from a client, with the sessions on it.
 
@@ -99,14 +89,13 @@ class WebTransportConnection:
         settings: what was set.
     """
 
-    __slots__ = ("_driver", "_http3", "_ours", "_services", "_sessions", "_url", "settings")
+    __slots__ = ("_driver", "_http3", "_services", "_sessions", "_url", "settings")
 
     def __init__(
         self,
         driver: Driver,
         services: Services,
         settings: WebTransportSettings,
-        ours: Mapping[int, int],
         url: ServerURL | None,
     ) -> None:
         http3 = driver.upper
@@ -118,7 +107,6 @@ class WebTransportConnection:
         self._services = services
         self._http3 = http3
         self._sessions = sessions
-        self._ours = ours
         # None on servers.
         self._url = url
         self.settings: WebTransportSettings = settings
@@ -204,6 +192,10 @@ class WebTransportConnection:
             await self._driver.wait_changed()
         return self._driver.end
 
+    def leave_within(self, seconds: float) -> None:
+        """The end of the connection's block is to come within so many seconds."""
+        self._driver.leave_by = trio.current_time() + seconds
+
     def _explain(self, exc: BaseException) -> str:
         """What went wrong, for people; of a connection that has ended, why."""
         end = self._driver.end
@@ -278,6 +270,7 @@ class WebTransportConnection:
             HandshakeFailed: there was no valid response.
             ValueError: the target, the method or a header is not valid.
         """
+        await trio.lowlevel.checkpoint()
         checked = Headers(headers)
         check_request_headers(checked)
         if not method.isascii() or not method.isalpha() or method.upper() == "CONNECT":
@@ -332,6 +325,7 @@ class WebTransportConnection:
 
         Leaving the block closes the session, as `WebTransportSession` says.
         """
+        await trio.lowlevel.checkpoint()
         extra = with_origin(headers, origin)
         check_session_protocols(subprotocols)
         target = self._resolve(target)
@@ -358,7 +352,7 @@ class WebTransportConnection:
         http3 = self._http3
         try:
             settings = await http3.wait_settings()
-            dialect = dialect_of(settings, of_server=True)
+            dialect = dialect_of_server(settings)
             if dialect is None:
                 raise HandshakeFailed("the server does not speak WebTransport")
             headers = extra
@@ -366,7 +360,7 @@ class WebTransportConnection:
                 headers += [("WT-Available-Protocols", http_sf.ser(list(subprotocols)))]
             if priority is not None:
                 headers += [("Priority", priority.encode())]
-            if self._sessions.open and credit_of(http3, self._ours, 1) is None:
+            if self._sessions.open and not self._sessions.have_credit:
                 raise HandshakeFailed("the server allows one session per connection only")
             fields = self._request_fields("CONNECT", target, headers, dialect.token)
             stream = await http3.request(fields)
@@ -377,7 +371,7 @@ class WebTransportConnection:
         def open_at_once(head: ResponseHead) -> None:
             # Streams may come right behind the response.
             if 200 <= head.status < 300:
-                credit = credit_of(http3, self._ours, self.settings.max_session_window)
+                credit = self._sessions.new_credit()
                 carrier = SessionCarrier(
                     self._driver, stream, credit, self.settings, self._sessions.later
                 )
@@ -465,6 +459,7 @@ class WebTransportConnection:
 
         Leaving the block closes the WebSocket, as for `open_websocket`.
         """
+        await trio.lowlevel.checkpoint()
         extra = with_origin(headers, origin)
         handshake.check_subprotocols(subprotocols)
         target = self._resolve(target)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Final
 
 import trio
@@ -11,7 +11,9 @@ import trio
 from .._errors import ConnectionClosed
 from .._http.h3 import Http3, SessionRouter
 from .._http.priority import Priority
+from .._protocol.dialects import allows_session_limits
 from .._protocol.http3_codes import Http3Code
+from .._protocol.session_credit import Growth, SessionCredit
 from .._protocol.stream_heads import StreamHead, StreamType
 from .._transport.services import Services
 from .carrier import SessionCarrier
@@ -34,6 +36,7 @@ class Sessions(SessionRouter):
     Args:
         http3: the connection.
         settings: limits and times.
+        ours: the SETTINGS that we have sent.
 
     Attributes:
         http3: see there.
@@ -41,13 +44,20 @@ class Sessions(SessionRouter):
         services: where the task runs that gives up on what has waited too long; None until there is one.
     """
 
-    def __init__(self, http3: Http3, settings: WebTransportSettings) -> None:
+    def __init__(
+        self, http3: Http3, settings: WebTransportSettings, ours: Mapping[int, int]
+    ) -> None:
         self.open: dict[int, SessionCarrier] = {}
         self.services: Services | None = None
         self.http3: Http3 = http3
         # Requests that may become sessions.
         self._pending: set[int] = set()
         self._settings = settings
+        self._ours = ours
+        quic = http3.driver.settings
+        self._growth = Growth(
+            quic.connection_window, quic.max_connection_window, http3.driver.engine.widen
+        )
         self._early: dict[int, _EarlyStream] = {}
         self._early_datagrams: deque[tuple[int, bytes, float]] = deque()
         self._early_priorities: dict[int, Priority] = {}
@@ -63,6 +73,19 @@ class Sessions(SessionRouter):
             self._expire_later()
 
     # ---- sessions
+
+    @property
+    def have_credit(self) -> bool:
+        """Whether sessions have flow control: both sides must take part in it (draft-ietf-webtrans-http3-16 section 5)."""
+        theirs = self.http3.protocol.peer_settings or {}
+        return allows_session_limits(self._ours) and allows_session_limits(theirs)
+
+    def new_credit(self) -> SessionCredit | None:
+        """The flow control of a new session; None where there is none."""
+        if not self.have_credit:
+            return None
+        theirs = self.http3.protocol.peer_settings or {}
+        return SessionCredit(self._ours, theirs, self._settings.max_session_window, self._growth)
 
     def opened(self, session: SessionCarrier) -> None:
         """A session is open; what came before it is its own from now on."""

@@ -20,7 +20,7 @@ from .._http.priority import Priority
 from .._http.request import Accept, Reject, Request
 from .._http.request_stream import BadMessage, RequestStream, fields_of
 from .._protocol import handshake
-from .._protocol.dialects import TOKENS, dialect_of
+from .._protocol.dialects import TOKENS, dialect_of_request
 from .._protocol.handshake import BadRequest, Origins
 from .._protocol.http3_codes import Http3Code
 from .._protocol.http3_fields import Fields, RequestHead
@@ -34,7 +34,7 @@ from .._websocket.connection import Connection as WebSocketConnection
 from .._websocket.settings import Settings as WebSocketSettings
 from .._websocket.websocket import WebSocket
 from .carrier import SessionCarrier
-from .connection import WebTransportConnection, check_session_protocols, credit_of
+from .connection import WebTransportConnection, check_session_protocols
 from .router import Sessions
 from .session import SessionBlock, WebTransportSession
 from .settings import WebTransportSettings, WebTransportSettingsKwargs
@@ -66,7 +66,6 @@ class _Policy:
     raise_errors: bool
     settings: WebTransportSettings
     websocket_settings: WebSocketSettings
-    ours: dict[int, int]
 
     def __post_init__(self) -> None:
         if self.handler is None and self.websocket_handler is None and self.on_request is None:
@@ -144,11 +143,10 @@ async def serve_webtransport(
         handler_errors == "raise",
         wanted,
         websocket_settings or WebSocketSettings(),
-        ours,
     )
 
     async def serve(driver: Driver, services: Services) -> None:
-        connection = WebTransportConnection(driver, services, wanted, ours, None)
+        connection = WebTransportConnection(driver, services, wanted, None)
         await _Server(policy, driver, connection).serve()
 
     await serve_connections(
@@ -201,7 +199,9 @@ class _Server:
                         except trio.EndOfChannel:
                             break
                         self._served += 1
-                        nursery.start_soon(self._serve_request, stream, scope)  # noqa: ASYNC111
+                        nursery.start_soon(  # noqa: ASYNC111
+                            self._serve_request, stream, scope, name="trio_wt HTTP/3 request"
+                        )
                         del stream  # and with it all that a session holds
         finally:
             if self._had_session:
@@ -229,7 +229,7 @@ class _Server:
 
     def _is_of_no_more_use(self) -> bool:
         """Whether the client has had its session: browsers leave such connections to their idle timeout."""
-        return self._had_session and credit_of(self._http3, self._policy.ours, 1) is None
+        return self._had_session and not self._sessions.have_credit
 
     # ---- requests
 
@@ -342,7 +342,7 @@ class _Server:
 
     @property
     def _most_sessions(self) -> int:
-        if credit_of(self._http3, self._policy.ours, 1) is None:
+        if not self._sessions.have_credit:
             return 1
         return self._policy.settings.max_sessions
 
@@ -388,21 +388,23 @@ class _Server:
             headers += [("WT-Protocol", http_sf.ser(accepted.subprotocol))]
         stream.send_head([(b":status", b"200"), *fields_of(headers)])
         self._had_session = True
-        credit = credit_of(http3, policy.ours, policy.settings.max_session_window)
+        credit = self._sessions.new_credit()
         carrier = SessionCarrier(
             self._driver, stream, credit, policy.settings, self._sessions.later
         )
         priority = request.headers.get("priority")
         if priority is not None:
             carrier.set_priority(Priority.parse(priority.encode("latin-1")))
-        dialect = dialect_of(http3.protocol.peer_settings or {}, of_server=False)
+        assert isinstance(stream.head, RequestHead)
+        assert stream.head.protocol is not None
+        dialect = dialect_of_request(http3.protocol.peer_settings or {}, stream.head.protocol)
         session = WebTransportSession(
             carrier,
             self._connection,
             request=request,
             response_headers=headers,
             subprotocol=accepted.subprotocol,
-            dialect="unknown" if dialect is None else dialect.drafts,
+            dialect=dialect.drafts,
         )
         self._sessions.opened(carrier)
         if http3.going_away:

@@ -225,7 +225,11 @@ class WebTransportSession:
             ValueError: the code is out of range.
         """
         carrier = self._carrier
-        carrier.check_code(code)
+        try:
+            carrier.check_code(code)
+        except ValueError:
+            await trio.lowlevel.checkpoint()
+            raise
         try:
             if graceful and carrier.end is None:
                 with trio.move_on_after(carrier.settings.close_timeout):

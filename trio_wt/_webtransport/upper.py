@@ -48,6 +48,6 @@ def make_upper(
             max_field_section=settings.max_field_section,
             max_fields=settings.max_fields,
         )
-        return Http3(driver, protocol, lambda http3: Sessions(http3, settings))
+        return Http3(driver, protocol, lambda http3: Sessions(http3, settings, ours))
 
     return make

@@ -38,10 +38,20 @@ class ReceiveWindow:
         if self.limit - self.consumed > self.size // 2:
             return False
         if self._granted_at is not None and now - self._granted_at < 2 * rtt:
-            self.size = min(2 * self.size, self._maximum)
+            self.size = self.grown(min(2 * self.size, self._maximum))
         self._granted_at = now
         self.limit = self.consumed + self.size
         return True
+
+    def grown(self, size: int) -> int:
+        """What the window becomes when it might grow to ``size``."""
+        return size
+
+    def widen(self, size: int) -> None:
+        """Let the window be at least so large, from now on."""
+        if size > self.size:
+            self.size = size
+            self.limit = self.consumed + size
 
 
 class StreamsLimit(Limit):

@@ -116,6 +116,11 @@ class Receiving(QuicConnection):
         self._local_max_data.value = self._window.limit
         return raised
 
+    def widen(self, size: int) -> None:
+        """Let the connection's window be at least so large; the peer is told with the next flush."""
+        self._window.widen(size)
+        self._local_max_data.value = self._window.limit
+
     def discard(self, stream_id: int, count: int) -> bool:
         """The application does not want ``count`` bytes of a stream that came all the same; as for `consume`.
 
