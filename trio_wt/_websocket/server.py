@@ -10,17 +10,17 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, field
 from os import PathLike
-from typing import Literal, Unpack
+from typing import Literal, TypeAlias, Unpack
 
 import trio
 
 from .._errors import HandshakeFailed
 from .._headers import Headers
 from .._http import h1
+from .._http.exchange import Application, Exchange, answer, rejection_of
 from .._http.policy import OnRequest, check_origins, decide
 from .._http.request import Accept, Reject, Request
 from .._protocol import handshake
-from .._protocol.extensions import ExtensionCodec
 from .._protocol.handshake import BadRequest, Origins
 from .._transport.handlers import contain_errors
 from .._transport.listen import Listener, accept_forever, open_listeners
@@ -31,7 +31,10 @@ from .connection import Connection
 from .settings import Settings, SettingsKwargs
 from .websocket import WebSocket
 
-__all__ = ["OnRequest", "serve_websocket", "wrap_server_stream"]
+__all__ = ["OnRequest", "SSLContextSource", "serve_http1", "serve_websocket", "wrap_server_stream"]
+
+#: As a function, it is asked for each connection, so that certificates can be renewed.
+SSLContextSource: TypeAlias = ssl.SSLContext | Callable[[], ssl.SSLContext]
 
 logger = logging.getLogger("trio_wt.server")
 
@@ -64,62 +67,122 @@ class _Refused(Exception):
     """The request got an answer, and no WebSocket."""
 
 
-@dataclass(frozen=True, slots=True)
-class _Accepted:
-    request: Request
-    headers: Headers
-    subprotocol: str | None
-    codecs: Sequence[ExtensionCodec]
-    leading: bytes
+class _Exchange(Exchange):
+    """A request over HTTP/1.1.
 
+    Args:
+        transport: where it came from, and the answer goes.
+        head: the request.
+        policy: times and settings.
 
-async def _handshake(transport: Transport, policy: Policy, deadline: float) -> _Accepted:
-    """Read a request, have it decided, answer it.
-
-    Raises:
-        _Refused: it was answered otherwise; its message tells the status.
-        trio.BrokenResourceError: the connection broke.
+    Attributes:
+        problem: what is wrong with it; None if nothing is.
+        on_open: gets the connection as soon as there is one.
+        connection: that connection.
     """
-    head: h1.RequestHead | None = None
-    try:
+
+    __slots__ = (
+        "_head_only",
+        "_key",
+        "_leading",
+        "_policy",
+        "_transport",
+        "connection",
+        "on_open",
+        "problem",
+    )
+
+    def __init__(self, transport: Transport, head: h1.RequestHead, policy: Policy) -> None:
+        request, self._key, self.problem = _request(head, transport, policy)
+        super().__init__(request)
+        self._transport = transport
+        self._policy = policy
+        self._head_only = head.method == "HEAD"
+        self._leading = head.leading
+        self.on_open: Callable[[Connection], object] | None = None
+        self.connection: Connection | None = None
+
+    async def accept(self, accepted: Accept) -> tuple[Connection, WebSocket]:
+        request, policy, transport = self.request, self._policy, self._transport
         try:
-            with trio.fail_at(deadline):
-                head = await h1.read_request_head(transport)
-        except trio.TooSlowError:
-            raise h1.BadHead(408, "the request took too long") from None
-        if head is None:
-            raise _Refused("no request")
-        request, key, problem = _request(head, transport, policy)
-        decision = await _decide(request, problem, policy)
-        if isinstance(decision, Accept):
-            try:
-                headers, codecs = handshake.response_headers(
-                    request.headers,
-                    key=key,
-                    subprotocol=decision.subprotocol,
-                    extensions=policy.settings.all_extensions(),
-                    extra=decision.headers,
-                )
-            except BadRequest:
-                raise
-            except Exception:  # an extension of the application's may raise anything
-                logger.exception("accepting %s failed", safe_text(request.target))
-                raise BadRequest(500, "internal server error") from None
-            with trio.move_on_after(policy.handshake_timeout) as scope:
-                await h1.switch_protocols(transport, headers)
-            if scope.cancelled_caught:
-                raise _Refused("the client did not take the response")
-            return _Accepted(request, headers, decision.subprotocol, codecs, head.leading)
-    except (h1.BadHead, BadRequest) as exc:
-        extra = exc.headers if isinstance(exc, BadRequest) else Headers()
-        decision = Reject(exc.status, extra, f"{exc.message}\n".encode())
-    with trio.move_on_after(policy.handshake_timeout):
-        await h1.send_response(
-            transport, decision, head_only=head is not None and head.method == "HEAD"
+            headers, codecs = handshake.response_headers(
+                request.headers,
+                key=self._key,
+                subprotocol=accepted.subprotocol,
+                extensions=policy.settings.all_extensions(),
+                extra=accepted.headers,
+            )
+        except BadRequest:
+            await trio.lowlevel.checkpoint()
+            raise
+        except Exception:  # an extension of the application's may raise anything
+            await trio.lowlevel.checkpoint()
+            logger.exception("accepting %s failed", safe_text(request.target))
+            raise BadRequest(500, "internal server error") from None
+        self.answered = True
+        with trio.move_on_after(policy.handshake_timeout) as scope:
+            await h1.switch_protocols(transport, headers)
+        if scope.cancelled_caught:
+            raise _Refused("the client did not take the response")
+        connection = Connection(
+            transport,
+            client=False,
+            codecs=codecs,
+            settings=policy.settings,
+            leading=self._leading,
         )
+        self.connection = connection
+        if self.on_open is not None:
+            self.on_open(connection)
+        websocket = WebSocket(
+            connection,
+            request=request,
+            response_headers=headers,
+            subprotocol=accepted.subprotocol,
+        )
+        return connection, websocket
+
+    async def respond(self, response: Reject) -> None:
+        self.answered = True
+        with suppress(trio.BrokenResourceError):
+            await _respond(self._transport, response, self._policy, head_only=self._head_only)
+
+
+async def _respond(
+    transport: Transport, response: Reject, policy: Policy, *, head_only: bool = False
+) -> None:
+    with trio.move_on_after(policy.handshake_timeout):
+        await h1.send_response(transport, response, head_only=head_only)
     with trio.move_on_after(_LINGER):
         await h1.linger(transport)
-    raise _Refused(f"answered with status {decision.status}")
+
+
+async def _receive(transport: Transport, policy: Policy, deadline: float) -> _Exchange:
+    """A request that an application may be asked about; any other is answered here.
+
+    Raises:
+        _Refused: it was.
+        trio.BrokenResourceError: the connection broke.
+    """
+    refusal: Reject | None = None
+    try:
+        with trio.fail_at(deadline):
+            head = await h1.read_request_head(transport)
+    except trio.TooSlowError:
+        refusal = Reject(408, Headers(), b"the request took too long\n")
+    except h1.BadHead as exc:
+        refusal = Reject(exc.status, Headers(), f"{exc.message}\n".encode())
+    # Outside of the except blocks, which would keep what was read for as long as this takes.
+    if refusal is not None:
+        await _respond(transport, refusal, policy)
+        raise _Refused(f"answered with status {refusal.status}")
+    if head is None:
+        raise _Refused("no request")
+    exchange = _Exchange(transport, head, policy)
+    if exchange.problem is not None:
+        await exchange.respond(rejection_of(exchange.problem))
+        raise _Refused(f"answered with status {exchange.problem.status}")
+    return exchange
 
 
 def _request(
@@ -159,15 +222,26 @@ def _authority(target: str) -> str:
     return match[1] if match else ""
 
 
-async def _decide(request: Request, problem: BadRequest | None, policy: Policy) -> Accept | Reject:
-    if problem is not None:
-        raise problem
-    return await decide(
-        request,
-        on_request=policy.on_request,
-        origins=policy.origins,
-        default=lambda request: _default_decision(request, policy),
-    )
+async def _admit(exchange: _Exchange, policy: Policy) -> tuple[Connection, WebSocket]:
+    """Answer a request as the policy says.
+
+    Raises:
+        _Refused: no WebSocket came of it; the message tells the status.
+        trio.BrokenResourceError: the connection broke.
+    """
+    try:
+        decision = await decide(
+            exchange.request,
+            on_request=policy.on_request,
+            origins=policy.origins,
+            default=lambda request: _default_decision(request, policy),
+        )
+        if isinstance(decision, Accept):
+            return await exchange.accept(decision)
+    except BadRequest as exc:
+        decision = rejection_of(exc)
+    await exchange.respond(decision)
+    raise _Refused(f"answered with status {decision.status}")
 
 
 def _default_decision(request: Request, policy: Policy) -> Accept | Reject:
@@ -180,25 +254,6 @@ def _default_decision(request: Request, policy: Policy) -> Accept | Reject:
         Headers([("Upgrade", "websocket"), ("Connection", "Upgrade")]),
         b"this is a WebSocket server\n",
     )
-
-
-def _connect(
-    transport: Transport, accepted: _Accepted, policy: Policy
-) -> tuple[Connection, WebSocket]:
-    connection = Connection(
-        transport,
-        client=False,
-        codecs=accepted.codecs,
-        settings=policy.settings,
-        leading=accepted.leading,
-    )
-    websocket = WebSocket(
-        connection,
-        request=accepted.request,
-        response_headers=accepted.headers,
-        subprotocol=accepted.subprotocol,
-    )
-    return connection, websocket
 
 
 @asynccontextmanager
@@ -230,10 +285,10 @@ async def wrap_server_stream(
     try:
         try:
             deadline = trio.current_time() + handshake_timeout
-            accepted = await _handshake(transport, policy, deadline)
+            exchange = await _receive(transport, policy, deadline)
+            connection, websocket = await _admit(exchange, policy)
         except (_Refused, trio.BrokenResourceError) as exc:
             raise HandshakeFailed(f"no WebSocket was opened: {exc}") from None
-        connection, websocket = _connect(transport, accepted, policy)
         async with connection:
             yield websocket
     finally:
@@ -242,60 +297,72 @@ async def wrap_server_stream(
 
 
 class _Server:
-    """The connections of one `serve_websocket`, and how they end together."""
+    """The connections of one `serve_websocket`, and how they end together.
+
+    Args:
+        policy: how requests are answered.
+        ssl_context: for TLS; a function is asked for each connection.
+        handler: gets the WebSockets that the policy admits.
+        application: answers all requests itself, instead.
+        raise_errors: whether failures of these come out.
+    """
 
     def __init__(
         self,
-        handler: Callable[[WebSocket], Awaitable[object]],
         policy: Policy,
-        ssl_context: ssl.SSLContext | None,
+        ssl_context: SSLContextSource | None,
         *,
+        handler: Callable[[WebSocket], Awaitable[object]] | None = None,
+        application: Application | None = None,
         raise_errors: bool,
     ) -> None:
         self._handler = handler
+        self._application = application
         self._policy = policy
         self._ssl_context = ssl_context
         self._raise_errors = raise_errors
-        # Handshakes under way, and connections; both until their tasks are done with them.
-        self._handshakes: set[trio.CancelScope] = set()
+        # Requests that are being answered, and connections; both until their tasks are done with them.
+        self._requests: set[trio.CancelScope] = set()
         self._connections: set[Connection] = set()
         self._closing = False
         self._idle = trio.Event()
 
     async def serve(self, stream: trio.abc.Stream) -> None:
         """One connection from its first byte to its last."""
-        opened = await self._shake_hands(stream)
+        opened = await self._answer(stream)
         if opened is None:
             return
         connection, websocket = opened
         message = "a WebSocket handler failed; its connection got code 1011"
+        assert self._handler is not None
         try:
             with contain_errors(message, propagate=self._raise_errors):
                 async with connection:
-                    if self._closing:
-                        connection.go_away(_GOODBYE)
                     del opened, stream  # an idle connection lives in this frame
                     await self._handler(websocket)
         finally:
             self._connections.discard(connection)
             self._check_idle()
 
-    async def _shake_hands(self, stream: trio.abc.Stream) -> tuple[Connection, WebSocket] | None:
-        """TLS and the opening handshake; None if no WebSocket came of it, and the stream is closed."""
-        connection = None
+    async def _answer(self, stream: trio.abc.Stream) -> tuple[Connection, WebSocket] | None:
+        """TLS, and a request: a WebSocket for the handler, or None, when all has been done that is to be done."""
+        opened: tuple[Connection, WebSocket] | None = None
         with trio.CancelScope() as scope:
-            self._handshakes.add(scope)
+            self._requests.add(scope)
             try:
                 deadline = trio.current_time() + self._policy.handshake_timeout
                 if self._ssl_context is not None:
-                    stream = await self._start_tls(stream, self._ssl_context, deadline)
+                    stream = await self._start_tls(stream, deadline)
                 transport = transport_of(stream, owned=True)
                 try:
-                    accepted = await _handshake(transport, self._policy, deadline)
-                    connection, websocket = _connect(transport, accepted, self._policy)
-                    self._connections.add(connection)
+                    exchange = await _receive(transport, self._policy, deadline)
+                    exchange.on_open = self._opened
+                    if self._application is None:
+                        opened = await _admit(exchange, self._policy)
+                    else:
+                        await self._apply(self._application, exchange)
                 finally:
-                    if connection is None:
+                    if opened is None:
                         with trio.CancelScope(shield=True):
                             await transport.aclose(graceful=False)
             except _Refused as exc:
@@ -303,19 +370,38 @@ class _Server:
             except trio.BrokenResourceError as exc:
                 logger.debug("a connection broke in its handshake: %s", exc)
             except Exception:  # a listener of the application's may give any stream
+                if self._application is not None and self._raise_errors:
+                    raise
                 logger.exception("a handshake failed")
             finally:
-                self._handshakes.discard(scope)
+                self._requests.discard(scope)
                 self._check_idle()
-        return None if connection is None else (connection, websocket)
+        return opened
+
+    async def _apply(self, application: Application, exchange: _Exchange) -> None:
+        message = f"answering {safe_text(exchange.request.target)} failed"
+        try:
+            with contain_errors(message, propagate=self._raise_errors):
+                await answer(application, exchange)
+        finally:
+            if exchange.connection is not None:
+                self._connections.discard(exchange.connection)
+
+    def _opened(self, connection: Connection) -> None:
+        self._connections.add(connection)
+        if self._closing:
+            connection.go_away(_GOODBYE)
 
     def _check_idle(self) -> None:
-        if self._closing and not self._handshakes and not self._connections:
+        if self._closing and not self._requests and not self._connections:
             self._idle.set()
 
     async def _start_tls(
-        self, stream: trio.abc.Stream, ssl_context: ssl.SSLContext, deadline: float
+        self, stream: trio.abc.Stream, deadline: float
     ) -> trio.SSLStream[trio.abc.Stream]:
+        source = self._ssl_context
+        assert source is not None
+        ssl_context = source if isinstance(source, ssl.SSLContext) else source()
         tls = trio.SSLStream(stream, ssl_context, server_side=True, https_compatible=True)
         try:
             with trio.fail_at(deadline):
@@ -336,7 +422,7 @@ class _Server:
         self._check_idle()
         with trio.move_on_after(timeout):
             await self._idle.wait()
-        for scope in [*self._handshakes, *(c.cancel_scope for c in self._connections)]:
+        for scope in [*self._requests, *(c.cancel_scope for c in self._connections)]:
             scope.cancel()
         await self._idle.wait()
 
@@ -394,35 +480,81 @@ async def serve_websocket(
 
     Cancelled, it stops accepting, and all handlers are cancelled; each connection gets Close with code 1001.
     """
-    scheme = "http" if ssl_context is None else "https"
-    connection_settings = Settings(**settings)
-    policy = Policy(
-        on_request, subprotocols, origins, handshake_timeout, connection_settings, scheme
+    server = _Server(
+        Policy(
+            on_request,
+            subprotocols,
+            origins,
+            handshake_timeout,
+            Settings(**settings),
+            "http" if ssl_context is None else "https",
+        ),
+        ssl_context,
+        handler=handler,
+        raise_errors=_raises(handler_errors),
     )
-    if handler_errors not in ("log", "raise"):
-        raise ValueError(f'handler_errors is "log" or "raise", not {handler_errors!r}')
-    server = _Server(handler, policy, ssl_context, raise_errors=handler_errors == "raise")
     opened = await open_listeners(
         port=port, host=host, unix_path=unix_path, listeners=listeners, backlog=backlog
     )
     try:
-        async with trio.open_nursery() as nursery:
-            async with trio.open_nursery() as accepting:
-                for listener in opened:
-                    accepting.start_soon(
-                        accept_forever, listener, server.serve, handler_nursery or nursery
-                    )
-                task_status.started(opened)
-                if shutdown is not None:
-                    await shutdown.wait()
-                    accepting.cancel_scope.cancel()
-            await _close_all(opened)
-            await server.shut_down(shutdown_timeout)
+        await _serve(server, opened, shutdown, shutdown_timeout, handler_nursery, task_status)
     finally:
-        await _close_all(opened)  # noqa: ASYNC102
         if unix_path is not None:
             with suppress(FileNotFoundError):
                 os.unlink(unix_path)
+
+
+async def serve_http1(
+    application: Application,
+    listeners: Sequence[Listener],
+    *,
+    ssl_context: SSLContextSource | None,
+    handshake_timeout: float,
+    settings: Settings,
+    shutdown: trio.Event,
+    shutdown_timeout: float,
+    handler_errors: Literal["log", "raise"],
+    task_status: trio.TaskStatus[list[Listener]] = trio.TASK_STATUS_IGNORED,
+) -> None:
+    """`serve_websocket` for an application that answers every request itself, plain ones and those for WebSockets."""
+    policy = Policy(
+        None, (), "any", handshake_timeout, settings, "http" if ssl_context is None else "https"
+    )
+    server = _Server(
+        policy, ssl_context, application=application, raise_errors=_raises(handler_errors)
+    )
+    await _serve(server, listeners, shutdown, shutdown_timeout, None, task_status)
+
+
+def _raises(handler_errors: str) -> bool:
+    if handler_errors not in ("log", "raise"):
+        raise ValueError(f'handler_errors is "log" or "raise", not {handler_errors!r}')
+    return handler_errors == "raise"
+
+
+async def _serve(
+    server: _Server,
+    listeners: Sequence[Listener],
+    shutdown: trio.Event | None,
+    shutdown_timeout: float,
+    handler_nursery: trio.Nursery | None,
+    task_status: trio.TaskStatus[list[Listener]],
+) -> None:
+    try:
+        async with trio.open_nursery() as nursery:
+            async with trio.open_nursery() as accepting:
+                for listener in listeners:
+                    accepting.start_soon(
+                        accept_forever, listener, server.serve, handler_nursery or nursery
+                    )
+                task_status.started(list(listeners))
+                if shutdown is not None:
+                    await shutdown.wait()
+                    accepting.cancel_scope.cancel()
+            await _close_all(listeners)
+            await server.shut_down(shutdown_timeout)
+    finally:
+        await _close_all(listeners)  # noqa: ASYNC102
 
 
 async def _close_all(listeners: Sequence[Listener]) -> None:

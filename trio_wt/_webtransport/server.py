@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Coroutine, Sequence
+from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass
 from email.utils import formatdate
-from typing import Final, Literal, TypeAlias, Unpack
+from functools import partial
+from typing import Any, Final, Literal, TypeAlias, Unpack
 
 import http_sf
 import trio
 
 from .._errors import ConnectionClosed, StreamReset
 from .._headers import Headers
+from .._http.exchange import Application, Exchange, answer, rejection_of
 from .._http.h3 import Http3
 from .._http.h3_transport import Http3Transport
 from .._http.policy import OnRequest, check_origins, decide
@@ -40,7 +43,7 @@ from .session import SessionBlock, WebTransportSession
 from .settings import WebTransportSettings, WebTransportSettingsKwargs
 from .upper import ALPN, http3_settings, make_upper
 
-__all__ = ["serve_webtransport"]
+__all__ = ["serve_http3", "serve_webtransport"]
 
 logger = logging.getLogger("trio_wt.server")
 
@@ -63,11 +66,15 @@ class _Policy:
     subprotocols: Sequence[str]
     origins: Origins
     handshake_timeout: float
-    raise_errors: bool
+    handler_errors: Literal["log", "raise"]
     settings: WebTransportSettings
     websocket_settings: WebSocketSettings
+    # Answers all requests itself, instead.
+    application: Application | None = None
 
     def __post_init__(self) -> None:
+        if self.application is not None:
+            return
         if self.handler is None and self.websocket_handler is None and self.on_request is None:
             raise ValueError("give a handler, a websocket_handler, or on_request")
         check_session_protocols(self.subprotocols)
@@ -131,8 +138,6 @@ async def serve_webtransport(
 
     Cancelled, it stops accepting, and all handlers are cancelled; each session is closed with the ``cancelled_code``.
     """
-    wanted = WebTransportSettings(**settings)
-    ours = http3_settings(wanted)
     policy = _Policy(
         handler,
         websocket_handler,
@@ -140,34 +145,83 @@ async def serve_webtransport(
         subprotocols,
         origins,
         handshake_timeout,
-        handler_errors == "raise",
-        wanted,
+        handler_errors,
+        WebTransportSettings(**settings),
         websocket_settings or WebSocketSettings(),
     )
-
-    async def serve(driver: Driver, services: Services) -> None:
-        connection = WebTransportConnection(driver, services, wanted, None)
-        await _Server(policy, driver, connection).serve()
-
-    await serve_connections(
-        serve,
+    await _serving(policy)(
         port,
-        alpn=ALPN,
         tls=tls,
         host=host,
         sockets=sockets,
         retry=retry,
         max_half_open=max_half_open,
-        early_data=False,
         reset_key=reset_key,
-        handshake_timeout=handshake_timeout,
         shutdown=shutdown,
         shutdown_timeout=shutdown_timeout,
-        handler_errors=handler_errors,
         handler_nursery=handler_nursery,
         task_status=task_status,
-        settings=wanted.for_connection(),
-        upper=make_upper(wanted, ours, client=False),
+    )
+
+
+async def serve_http3(
+    application: Application,
+    sockets: Sequence[DatagramSocket],
+    *,
+    tls: ServerTLSSource,
+    handshake_timeout: float,
+    settings: WebTransportSettings,
+    websocket_settings: WebSocketSettings,
+    shutdown: trio.Event,
+    shutdown_timeout: float,
+    handler_errors: Literal["log", "raise"],
+    task_status: trio.TaskStatus[list[DatagramSocket]] = trio.TASK_STATUS_IGNORED,
+) -> None:
+    """`serve_webtransport` for an application that answers every request itself, plain ones and those for sessions."""
+    policy = _Policy(
+        None,
+        None,
+        None,
+        (),
+        "any",
+        handshake_timeout,
+        handler_errors,
+        settings,
+        websocket_settings,
+        application,
+    )
+    await _serving(policy)(
+        None,
+        tls=tls,
+        host=None,
+        sockets=sockets,
+        retry="under-load",
+        max_half_open=64,
+        reset_key=None,
+        shutdown=shutdown,
+        shutdown_timeout=shutdown_timeout,
+        handler_nursery=None,
+        task_status=task_status,
+    )
+
+
+def _serving(policy: _Policy) -> partial[Coroutine[Any, Any, None]]:
+    """Serves connections; what is left to say is where, and until when."""
+    ours = http3_settings(policy.settings)
+
+    async def serve(driver: Driver, services: Services) -> None:
+        connection = WebTransportConnection(driver, services, policy.settings, None)
+        await _Server(policy, driver, connection).serve()
+
+    return partial(
+        serve_connections,
+        serve,
+        alpn=ALPN,
+        early_data=False,
+        handshake_timeout=policy.handshake_timeout,
+        handler_errors=policy.handler_errors,
+        settings=policy.settings.for_connection(),
+        upper=make_upper(policy.settings, ours, client=False),
     )
 
 
@@ -213,7 +267,7 @@ class _Server:
     async def _serve_request(self, stream: RequestStream, accepting: trio.CancelScope) -> None:
         try:
             message = "a handler failed; its session was closed"
-            with contain_errors(message, propagate=self._policy.raise_errors):
+            with contain_errors(message, propagate=self._policy.handler_errors == "raise"):
                 await self._answer(stream)
         finally:
             self._sessions.request_over(stream.stream_id)
@@ -237,30 +291,39 @@ class _Server:
         request: Request | None = None
         try:
             request = await self._receive_request(stream)
-            decision = await decide(
-                request,
-                on_request=self._policy.on_request,
-                origins=self._policy.origins,
-                default=self._default_decision,
-            )
-            stream.check_unbroken()
-            fields_of(decision.headers)
-            if isinstance(decision, Accept):
-                accepted = self._accept(stream, request, decision)
         except BadRequest as exc:
-            decision = Reject(exc.status, exc.headers, f"{exc.message}\n".encode())
-        except ValueError:
-            target = "a request" if request is None else safe_text(request.target)
-            logger.exception("answering %s failed", target)
-            decision = Reject(500, Headers(), b"internal server error\n")
+            refusal = rejection_of(exc)
         except (StreamReset, ConnectionClosed, trio.ClosedResourceError):
             stream.reject(Http3Code.REQUEST_CANCELLED)
             return  # before there was a session, this concerns nobody
-        if isinstance(decision, Accept):
-            await accepted
-        else:
-            head_only = request is not None and request.method == "HEAD"
-            await self._respond(stream, decision, head_only=head_only)
+        if request is None:
+            await self.respond(stream, refusal, head_only=False)
+            return
+        exchange = _Exchange(self, stream, request)
+        application = self._policy.application or self._answer_by_policy
+        try:
+            await answer(application, exchange)
+        except (StreamReset, ConnectionClosed, trio.ClosedResourceError):
+            if exchange.answered:
+                raise
+            stream.reject(Http3Code.REQUEST_CANCELLED)
+
+    async def _answer_by_policy(self, exchange: Exchange) -> None:
+        policy, request = self._policy, exchange.request
+        decision = await decide(
+            request,
+            on_request=policy.on_request,
+            origins=policy.origins,
+            default=self._default_decision,
+        )
+        if isinstance(decision, Reject):
+            await exchange.respond(decision)
+            return
+        block, session = await exchange.accept(decision)
+        handler = policy.websocket_handler if request.is_websocket else policy.handler
+        assert handler is not None
+        async with block:
+            await handler(session)
 
     async def _receive_request(self, stream: RequestStream) -> Request:
         """A request that the application may be asked about.
@@ -278,16 +341,6 @@ class _Server:
         request = self._request(head)
         await self._check(request, head)
         return request
-
-    def _accept(self, stream: RequestStream, request: Request, accepted: Accept) -> Awaitable[None]:
-        """Send the answer; what is left to do is to be awaited.
-
-        Raises:
-            BadRequest: it cannot be accepted after all.
-        """
-        if request.is_webtransport:
-            return self._run_session(self._open_session(stream, request, accepted))
-        return self._run_websocket(*self._open_websocket(stream, request, accepted))
 
     def _request(self, head: RequestHead) -> Request:
         peer, local = self._driver.peer_address, self._driver.local_address
@@ -325,11 +378,11 @@ class _Server:
             # RFC 9220 section 3
             raise BadRequest(501 if head.protocol else 405, "nothing here takes this CONNECT")
         if request.is_websocket:
-            if policy.websocket_handler is None:
+            if policy.websocket_handler is None and policy.application is None:
                 raise BadRequest(405, "there are no WebSockets here")
             handshake.check_extended_request(request.headers)
         elif request.is_webtransport:
-            if policy.handler is None:
+            if policy.handler is None and policy.application is None:
                 raise BadRequest(405, "there is no WebTransport here")
             # Its SETTINGS say how to speak to it (draft-ietf-webtrans-http3-16 section 3.1).
             if not self._http3.is_settled:
@@ -352,7 +405,7 @@ class _Server:
         supported = self._policy.subprotocols
         return Accept(handshake.choose_subprotocol(request.subprotocols, supported), Headers())
 
-    async def _respond(self, stream: RequestStream, response: Reject, *, head_only: bool) -> None:
+    async def respond(self, stream: RequestStream, response: Reject, *, head_only: bool) -> None:
         """A whole response."""
         headers = response.headers.without("content-length")
         bodiless = head_only or response.status in (204, 304)
@@ -376,7 +429,7 @@ class _Server:
 
     # ---- sessions
 
-    def _open_session(
+    def open_session(
         self, stream: RequestStream, request: Request, accepted: Accept
     ) -> tuple[SessionCarrier, WebTransportSession]:
         policy, http3 = self._policy, self._http3
@@ -411,13 +464,7 @@ class _Server:
             carrier.drain_peer()
         return carrier, session
 
-    async def _run_session(self, opened: tuple[SessionCarrier, WebTransportSession]) -> None:
-        carrier, session = opened
-        assert self._policy.handler is not None
-        async with SessionBlock(carrier):
-            await self._policy.handler(session)
-
-    def _open_websocket(
+    def open_websocket(
         self, stream: RequestStream, request: Request, accepted: Accept
     ) -> tuple[WebSocketConnection, WebSocket]:
         policy = self._policy
@@ -451,10 +498,44 @@ class _Server:
         )
         return connection, websocket
 
-    async def _run_websocket(self, connection: WebSocketConnection, websocket: WebSocket) -> None:
-        assert self._policy.websocket_handler is not None
-        async with connection:
-            await self._policy.websocket_handler(websocket)
+
+class _Exchange(Exchange):
+    """A request over HTTP/3."""
+
+    __slots__ = ("_server", "_stream")
+
+    def __init__(self, server: _Server, stream: RequestStream, request: Request) -> None:
+        super().__init__(request)
+        self._server = server
+        self._stream = stream
+
+    async def accept(
+        self, accepted: Accept
+    ) -> tuple[AbstractAsyncContextManager[object], WebTransportSession | WebSocket]:
+        stream, server, request = self._stream, self._server, self.request
+        await trio.lowlevel.checkpoint()
+        try:
+            stream.check_unbroken()
+            fields_of(accepted.headers)
+            if request.is_webtransport:
+                carrier, session = server.open_session(stream, request, accepted)
+                self.answered = True
+                return SessionBlock(carrier), session
+            opened = server.open_websocket(stream, request, accepted)
+        except ValueError:
+            logger.exception("accepting %s failed", safe_text(request.target))
+            raise BadRequest(500, "internal server error") from None
+        self.answered = True
+        return opened
+
+    async def respond(self, response: Reject) -> None:
+        try:
+            fields_of(response.headers)
+        except ValueError:
+            logger.exception("answering %s failed", safe_text(self.request.target))
+            response = Reject(500, Headers(), b"internal server error\n")
+        self.answered = True
+        await self._server.respond(self._stream, response, head_only=self.request.method == "HEAD")
 
 
 def _offered_protocols(headers: Headers) -> list[str]:
