@@ -84,7 +84,7 @@ def test_the_ids_under_which_a_side_can_be_reached() -> None:
     link = Link()
     for side in link.sides:
         ids = side.engine.connection_ids
-        assert len(ids) == len(set(ids)) == 8
+        assert len(ids) == len(set(ids)) == 4
         assert all(len(cid) == 8 for cid in ids)
 
 

@@ -243,19 +243,19 @@ def test_paths_need_connection_ids(straight: bool) -> None:
     client = link.client.engine
     routes = [link.add_socket() for _ in range(10)]
     spare = len(client._peer_cid_available)
-    assert spare == 7
-    assert [client.probe_path(route) for route in routes[:7]] == [True] * 7
-    assert not client.probe_path(routes[7])
-    for route in routes[:7]:
+    assert spare == 3
+    assert [client.probe_path(route) for route in routes[:3]] == [True] * 3
+    assert not client.probe_path(routes[3])
+    for route in routes[:3]:
         client.abandon_path(route)
     link.client.touched = True
     link.run(1)
     # The peer has given out others for those that were used up.
-    assert len(client._peer_cid_available) == 7
-    assert client.probe_path(routes[7])
+    assert len(client._peer_cid_available) == 3
+    assert client.probe_path(routes[3])
     link.client.touched = True
     link.run(1)
-    assert client.route == routes[7]
+    assert client.route == routes[3]
 
 
 def test_abandoning_an_unknown_path_does_nothing() -> None:
@@ -309,7 +309,7 @@ def test_a_retired_id_is_replaced(straight: bool) -> None:
     assert [event.connection_id for event in retired] == [before[3]]
     link.run(1)
     after = server.connection_ids
-    assert len(after) == 8
+    assert len(after) == 4
     assert set(before) - set(after) == {before[3]}
     issued = {
         event.connection_id for event in link.server.events if isinstance(event, ConnectionIdIssued)
@@ -323,7 +323,7 @@ def test_packets_to_any_id_are_taken(straight: bool) -> None:
     for number, cid in enumerate(link.server.engine.connection_ids):
         link.client.engine._peer_cid.cid = cid
         link.hostile(link.client, frame(0x30, b"%d" % number))
-    assert link.server.datagrams == [b"%d" % number for number in range(8)]
+    assert link.server.datagrams == [b"%d" % number for number in range(4)]
 
 
 # ---- stateless resets

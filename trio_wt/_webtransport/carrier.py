@@ -125,8 +125,8 @@ class SessionCarrier(Carrier):
         self._stream = stream
         self._protocol = SessionProtocol(credit)
         self._credit = credit
+        # What each datagram begins with; None if the peer takes none (RFC 9297 section 2.1.1).
         self._prefix = self._encode_datagram_head()
-        self._takes_datagrams = supports_datagrams(stream.http3.protocol.peer_settings or {})
         self._heads = tuple(
             session_stream_head(self.session_id, unidirectional=unidirectional)
             for unidirectional in (False, True)
@@ -154,8 +154,11 @@ class SessionCarrier(Carrier):
         self.driver.prioritise(self.session_id, _ABOVE_ALL)
         self._stream.consume_with(self._said, self._broken, self._stopped)
 
-    def _encode_datagram_head(self) -> bytes:
-        return self._stream.http3.protocol.encode_datagram_head(self.session_id)
+    def _encode_datagram_head(self) -> bytes | None:
+        protocol = self._stream.http3.protocol
+        if not supports_datagrams(protocol.peer_settings or {}):
+            return None
+        return protocol.encode_datagram_head(self.session_id)
 
     # ---- the session's own stream
 
@@ -356,11 +359,12 @@ class SessionCarrier(Carrier):
 
     @property
     def max_datagram(self) -> int:
-        if not self._takes_datagrams:
-            return 0  # RFC 9297 section 2.1.1
+        if self._prefix is None:
+            return 0
         return max(0, self.driver.engine.max_datagram - len(self._prefix))
 
     def queue_datagram(self, data: bytes) -> None:
+        assert self._prefix is not None
         self.driver.engine.queue_datagram(self._prefix + data)
 
     # ---- streams

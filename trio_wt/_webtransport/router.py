@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import deque
 from collections.abc import Callable, Mapping
 from typing import Final
 
@@ -59,7 +58,7 @@ class Sessions(SessionRouter):
             quic.connection_window, quic.max_connection_window, http3.driver.engine.widen
         )
         self._early: dict[int, _EarlyStream] = {}
-        self._early_datagrams: deque[tuple[int, bytes, float]] = deque()
+        self._early_datagrams: list[tuple[int, bytes, float]] = []
         self._early_priorities: dict[int, Priority] = {}
         self._expiring = False
         self._timers: dict[int, tuple[float, Callable[[], None]]] = {}
@@ -103,7 +102,7 @@ class Sessions(SessionRouter):
         end = self.http3.driver.end
         if end is not None:
             session.lost(end)
-        waiting, self._early_datagrams = self._early_datagrams, deque()
+        waiting, self._early_datagrams = self._early_datagrams, []
         for entry in waiting:
             if entry[0] == session_id:
                 session.datagrams.arrived(entry[1])
@@ -118,8 +117,7 @@ class Sessions(SessionRouter):
         self._pending.discard(stream_id)
         self._early_priorities.pop(stream_id, None)
         if self._early_datagrams:
-            kept = [entry for entry in self._early_datagrams if entry[0] != stream_id]
-            self._early_datagrams = deque(kept)
+            self._early_datagrams = [e for e in self._early_datagrams if e[0] != stream_id]
         for early_id, early in list(self._early.items()):
             if early.head.session_id == stream_id:
                 del self._early[early_id]
@@ -249,7 +247,7 @@ class Sessions(SessionRouter):
                     del self._early[stream_id]
                     early.refuse(Http3Code.WT_BUFFERED_STREAM_REJECTED)
             while self._early_datagrams and self._early_datagrams[0][2] <= due:
-                self._early_datagrams.popleft()
+                self._early_datagrams.pop(0)
         self._expiring = False
 
 

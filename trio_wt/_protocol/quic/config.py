@@ -17,6 +17,7 @@ from ..path_mtu import BASE_SIZE
 from .qlog import BoundedFileLogger
 
 __all__ = [
+    "ACTIVE_IDS",
     "CID_LENGTH",
     "MAX_DATAGRAM_FRAME",
     "VERSIONS",
@@ -25,6 +26,10 @@ __all__ = [
     "EngineConfig",
     "VerifyCertificate",
 ]
+
+#: How many connection ids the peer may give us at a time: one in use, and some to move with (RFC 9000 section 5.1.1). Each
+#: costs memory and a frame of the handshake.
+ACTIVE_IDS = 4
 
 #: What we advertise to accept in a DATAGRAM frame (RFC 9221 section 3 recommends it).
 MAX_DATAGRAM_FRAME = 65535

@@ -17,7 +17,7 @@ from aioquic.quic.recovery import QuicPacketSpace
 from aioquic.quic.stream import QuicStream
 
 from . import contract  # noqa: F401  # before anything relies on what it checks
-from .config import EngineConfig
+from .config import ACTIVE_IDS, EngineConfig
 from .credit import ReceiveWindow, StreamsLimit
 from .frame_handlers import FrameHandlers
 from .reset_at import ReliableResets
@@ -69,6 +69,7 @@ class Receiving(QuicConnection):
             self, own["_QuicConnection__frame_handlers"]
         )
         self._events = []
+        self._local_active_connection_id_limit = ACTIVE_IDS
         self._now = 0.0
 
     # aioquic's name for what it walks to fill a packet.

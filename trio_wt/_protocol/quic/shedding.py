@@ -47,6 +47,8 @@ def shed_handshake(connection: Any) -> None:
     connection._loss.spaces = list(connection._spaces.values())
     if not connection._cryptos[Epoch.ZERO_RTT].recv.is_valid():
         connection._cryptos[Epoch.ZERO_RTT] = _NO_KEYS
+    # By version: late packets are still looked up there.
+    connection._cryptos_initial = dict.fromkeys(connection._cryptos_initial, _NO_KEYS)
     if connection._quic_logger is None:
         keys = connection._cryptos[Epoch.ONE_RTT]
         for context in (keys.recv, keys.send):
