@@ -43,9 +43,9 @@ async def start(nursery: trio.Nursery, handler: Any, **kwargs: Any) -> int:
 def test_all_of_it_is_tested_here() -> None:
     tested = {name.removeprefix("test_") for name in globals() if name.startswith("test_")}
     programs = {"first_server", "first_client"}  # both in test_first_programs
-    # in test_docs_quic.py and test_docs_webtransport.py
+    # in test_docs_quic.py, test_docs_webtransport.py and test_docs_app*.py
     elsewhere = {
-        path.stem for kind in ("quic", "webtransport") for path in CODE.glob(f"{kind}_*.py")
+        path.stem for kind in ("app", "quic", "webtransport") for path in CODE.glob(f"{kind}_*.py")
     }
     assert {path.stem for path in CODE.glob("*.py")} - tested - programs - elsewhere == {"chat_app"}
 
