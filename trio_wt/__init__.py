@@ -4,6 +4,8 @@ A connection is a nursery, a session and a stream are ``async with`` blocks, and
 it on the wire.
 """
 
+from typing import TYPE_CHECKING
+
 from ._errors import (
     ConnectionClosed,
     ConnectionClosedError,
@@ -42,7 +44,6 @@ from ._transport.udp import DatagramSocket, UdpSocket
 from ._version import __version__
 from ._websocket.broadcast import broadcast
 from ._websocket.client import open_websocket, wrap_client_stream
-from ._websocket.reconnect import Attempt, Reconnect, is_transient, reconnect
 from ._websocket.server import serve_websocket, wrap_server_stream
 from ._websocket.settings import Settings
 from ._websocket.statistics import Statistics
@@ -54,6 +55,20 @@ from ._webtransport.server import serve_webtransport
 from ._webtransport.session import WebTransportSession
 from ._webtransport.settings import WebTransportSettings
 from ._webtransport.statistics import SessionStatistics
+
+if TYPE_CHECKING:
+    from .app._reconnect import Attempt, Reconnect, is_transient, reconnect
+else:
+
+    def __getattr__(name: str) -> object:
+        # These live a floor higher, and whoever uses none of that floor need not load it.
+        if name not in {"Attempt", "Reconnect", "is_transient", "reconnect"}:
+            raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+        from .app import _reconnect
+
+        found = globals()[name] = getattr(_reconnect, name)
+        return found
+
 
 __all__ = [
     "Attempt",

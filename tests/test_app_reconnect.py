@@ -20,7 +20,7 @@ from trio_wt import (
     is_transient,
     reconnect,
 )
-from trio_wt._websocket import reconnect as module
+from trio_wt.app import _reconnect as module
 
 LOST = ConnectionClosedError(1006, remote=True)
 
