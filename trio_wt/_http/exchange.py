@@ -41,7 +41,10 @@ class Exchange(ABC):
 
     @abstractmethod
     async def respond(self, response: Reject) -> None:
-        """Send a plain response. Nothing is raised for a client that does not take it."""
+        """Send a plain response. Nothing is raised for a client that does not take it.
+
+        Cancelled before it has begun, the request is still to be answered.
+        """
 
 
 #: Answers requests. What it raises is a failure of its own, and is logged.

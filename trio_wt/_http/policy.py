@@ -45,6 +45,6 @@ async def decide(
             if inspect.isawaitable(result):
                 await result
         except Exception:
-            logger.exception("on_request failed for %s", safe_text(request.target))
+            logger.exception("on_request failed for %s", safe_text(request.raw_path))
             raise BadRequest(500, "internal server error") from None
     return request.decide(default)

@@ -316,7 +316,9 @@ class _Race:
             reasons = "; ".join(dict.fromkeys(self._failures))
             if patience.cancelled_caught:
                 reasons = f"no answer within {handshake_timeout:g} s" + (reasons and f"; {reasons}")
-            raise HandshakeFailed(f"no QUIC connection to {target}: {reasons}")
+            ends = [attempt.end for attempt in self._attempts if attempt.end is not None]
+            cause = ends[-1] if ends else None
+            raise HandshakeFailed(f"no QUIC connection to {target}: {reasons}") from cause
         for attempt in self._attempts:
             if attempt is not self._winner:
                 await attempt.wait_finished()

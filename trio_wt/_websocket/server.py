@@ -117,7 +117,7 @@ class _Exchange(Exchange):
             raise
         except Exception:  # an extension of the application's may raise anything
             await trio.lowlevel.checkpoint()
-            logger.exception("accepting %s failed", safe_text(request.target))
+            logger.exception("accepting %s failed", safe_text(request.raw_path))
             raise BadRequest(500, "internal server error") from None
         self.answered = True
         with trio.move_on_after(policy.handshake_timeout) as scope:
@@ -143,6 +143,7 @@ class _Exchange(Exchange):
         return connection, websocket
 
     async def respond(self, response: Reject) -> None:
+        await trio.lowlevel.checkpoint_if_cancelled()
         self.answered = True
         with suppress(trio.BrokenResourceError):
             await _respond(self._transport, response, self._policy, head_only=self._head_only)
@@ -379,7 +380,7 @@ class _Server:
         return opened
 
     async def _apply(self, application: Application, exchange: _Exchange) -> None:
-        message = f"answering {safe_text(exchange.request.target)} failed"
+        message = f"answering {safe_text(exchange.request.raw_path)} failed"
         try:
             with contain_errors(message, propagate=self._raise_errors):
                 await answer(application, exchange)

@@ -478,7 +478,7 @@ class _Server:
         except BadRequest:
             raise
         except Exception:  # an extension of the application's may raise anything
-            logger.exception("accepting %s failed", safe_text(request.target))
+            logger.exception("accepting %s failed", safe_text(request.raw_path))
             raise BadRequest(500, "internal server error") from None
         stream.send_head([(b":status", b"200"), *fields_of(headers)])
         transport = Http3Transport(
@@ -523,16 +523,17 @@ class _Exchange(Exchange):
                 return SessionBlock(carrier), session
             opened = server.open_websocket(stream, request, accepted)
         except ValueError:
-            logger.exception("accepting %s failed", safe_text(request.target))
+            logger.exception("accepting %s failed", safe_text(request.raw_path))
             raise BadRequest(500, "internal server error") from None
         self.answered = True
         return opened
 
     async def respond(self, response: Reject) -> None:
+        await trio.lowlevel.checkpoint_if_cancelled()
         try:
             fields_of(response.headers)
         except ValueError:
-            logger.exception("answering %s failed", safe_text(self.request.target))
+            logger.exception("answering %s failed", safe_text(self.request.raw_path))
             response = Reject(500, Headers(), b"internal server error\n")
         self.answered = True
         await self._server.respond(self._stream, response, head_only=self.request.method == "HEAD")
