@@ -104,6 +104,21 @@ def test_a_method_without_source_fails() -> None:
         check_aioquic(with_method("handle_timer", scope["handle_timer"]))
 
 
+@pytest.mark.parametrize(
+    ("owner", "line"),
+    [(owner, line) for owner, lines in contract._PROTECTION.items() for line in lines],
+)
+def test_each_line_of_protection_counts(
+    owner: type, line: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lines = tuple(
+        text + " # changed" if text == line else text for text in contract._PROTECTION[owner]
+    )
+    monkeypatch.setitem(contract._PROTECTION, owner, lines)
+    with pytest.raises(ImportError, match=f"another {owner.__name__};"):
+        check_aioquic()
+
+
 def used_on_self(owners: set[str]) -> set[str]:
     """The names that these classes of the engine's modules read from themselves."""
     names: set[str] = set()

@@ -27,6 +27,7 @@ from trio_wt import (
     StreamReset,
     TransportClosed,
 )
+from trio_wt._quic.driver import Driver
 from trio_wt.testing import Network, quic_pair
 
 CANCELLED, FAILED = 71, 72
@@ -882,3 +883,30 @@ async def test_a_stream_of_a_closed_connection_leaves_its_block_in_peace() -> No
             async with client.open_stream():
                 pass
         assert not isinstance(client.closed, StreamReset)
+
+
+async def test_an_acknowledgement_that_went_with_data_wakes_nobody(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Of what is to be sent later, it is the most frequent, and seldom goes by itself where there are answers."""
+    runs = 0
+    write = Driver._write
+
+    async def counting(driver: Driver, scope: trio.CancelScope) -> None:
+        nonlocal runs
+        runs += 1  # once more each time that the deadline passes
+        await write(driver, scope)
+
+    async with (
+        quic_pair(network=Network(delay=0.0002)) as (client, server),
+        stream_pair(client, server) as (mine, theirs),
+    ):
+        await trio.sleep(1)
+        monkeypatch.setattr(Driver, "_write", counting)
+        started = trio.current_time()
+        for _ in range(500):
+            await mine.send_all(b"there")
+            await theirs.send_all(await theirs.receive_some())
+            await mine.receive_some()
+        assert 0.1 < trio.current_time() - started < 0.5
+        assert runs < 20

@@ -267,6 +267,30 @@ async def test_a_cancelled_receive_loses_nothing() -> None:
 # ---- endings
 
 
+async def test_receivers_are_served_in_the_order_in_which_they_came() -> None:
+    async with quic_pair() as (client, server):
+        got: list[tuple[str, bytes]] = []
+        impatient = trio.CancelScope()
+
+        async def receive(name: str, scope: trio.CancelScope) -> None:
+            with scope:
+                got.append((name, await server.datagrams.receive()))
+
+        async with trio.open_nursery() as nursery:
+            for name in ("a", "b", "c"):
+                scope = impatient if name == "a" else trio.CancelScope()
+                nursery.start_soon(receive, name, scope)
+                await trio.testing.wait_all_tasks_blocked()
+            impatient.cancel()
+            await trio.testing.wait_all_tasks_blocked()
+            nursery.start_soon(receive, "d", trio.CancelScope())
+            await trio.testing.wait_all_tasks_blocked()
+            for number in (b"1", b"2", b"3"):
+                await client.datagrams.send(number)
+                await settle()
+        assert got == [("b", b"1"), ("c", b"2"), ("d", b"3")]
+
+
 async def test_closing_them_closes_nothing_else() -> None:
     async with quic_pair() as (client, server):
         await client.datagrams.send(b"unread")

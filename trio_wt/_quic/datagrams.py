@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Final
 import trio
 
 from .._errors import ConnectionClosed, DatagramTooLarge
+from .._util import Wakeup
 
 if TYPE_CHECKING:
     from .carrier import Carrier
@@ -24,12 +25,22 @@ class Datagrams(trio.abc.Channel[bytes]):
     oldest is dropped and counted in the connection's statistics. So sending never waits for the peer.
     """
 
-    __slots__ = ("_carrier", "_closed", "_received", "_received_bytes", "_waiting", "dropped")
+    __slots__ = (
+        "_carrier",
+        "_closed",
+        "_received",
+        "_received_bytes",
+        "_waiting",
+        "_wakeup",
+        "dropped",
+    )
 
     def __init__(self, carrier: Carrier) -> None:
         self._carrier = carrier
         self._received: list[bytes] = []
         self._received_bytes = 0
+        # Where one task waits to receive, and all others.
+        self._wakeup = Wakeup()
         self._waiting: trio.lowlevel.ParkingLot | None = None
         self._closed = False
         #: received datagrams that were dropped because too many waited
@@ -83,13 +94,12 @@ class Datagrams(trio.abc.Channel[bytes]):
             ConnectionClosed: the connection has ended, and all datagrams were received.
             trio.ClosedResourceError: the channel, or the connection, was closed on this side.
         """
-        self._check_open()
-        if self._received:
-            data = self._received.pop(0)
-            self._received_bytes -= len(data)
-            return data
-        self._carrier.check_open(iterating=True)
-        raise trio.WouldBlock
+        self._check_receivable()
+        if not self._received:
+            raise trio.WouldBlock
+        data = self._received.pop(0)
+        self._received_bytes -= len(data)
+        return data
 
     async def receive(self) -> bytes:
         """The next datagram. Cancelled, none was received.
@@ -99,26 +109,30 @@ class Datagrams(trio.abc.Channel[bytes]):
             trio.ClosedResourceError: the channel, or the connection, was closed on this side.
         """
         await trio.lowlevel.checkpoint_if_cancelled()
-        waited = False
-        while True:
-            try:
-                data = self.receive_nowait()
-            except trio.WouldBlock:
-                pass
-            except BaseException:
-                if not waited:
-                    await trio.lowlevel.cancel_shielded_checkpoint()
-                raise
-            else:
-                break
-            # Outside of the except block, which would keep the exception and its frames for as long as this waits.
-            if self._waiting is None:
-                self._waiting = trio.lowlevel.ParkingLot()
-            await self._waiting.park()
-            waited = True
-        if not waited:
+        try:
+            self._check_receivable()
+        except BaseException:
             await trio.lowlevel.cancel_shielded_checkpoint()
-        return data
+            raise
+        if self._received:
+            data = self.receive_nowait()
+            await trio.lowlevel.cancel_shielded_checkpoint()
+            return data
+        while not self._received:
+            if self._wakeup.parked or self._waiting:
+                if self._waiting is None:
+                    self._waiting = trio.lowlevel.ParkingLot()
+                await self._waiting.park()
+            else:
+                # The one task that waits as a rule, and for less.
+                await self._wakeup.park()
+            self._check_receivable()
+        return self.receive_nowait()
+
+    def _check_receivable(self) -> None:
+        self._check_open()
+        if not self._received:
+            self._carrier.check_open(iterating=True)
 
     async def aclose(self) -> None:
         """Neither send nor receive datagrams any more; those that come are dropped. The connection goes on. A checkpoint."""
@@ -144,7 +158,10 @@ class Datagrams(trio.abc.Channel[bytes]):
         ):
             self._received_bytes -= len(self._received.pop(0))
             self.dropped += 1
-        if self._waiting is not None:
+        # Whoever waits in the lot came later.
+        if self._wakeup.parked:
+            self._wakeup.wake()
+        elif self._waiting is not None:
             self._waiting.unpark()
 
     def lost(self, end: ConnectionClosed) -> None:
@@ -152,5 +169,6 @@ class Datagrams(trio.abc.Channel[bytes]):
         self._wake_all()
 
     def _wake_all(self) -> None:
+        self._wakeup.wake()
         if self._waiting is not None:
             self._waiting.unpark_all()

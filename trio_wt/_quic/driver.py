@@ -355,11 +355,16 @@ class Driver(Carrier):
     def _arm(self, now: float) -> None:
         """See to it that the writer runs when the timer is due; it may run earlier, and find that it is not."""
         scope = self._scope
-        # An acknowledgement is put off for a millisecond, and nothing else that is new is due earlier.
-        if scope is not None and scope.deadline > now + _ACK_DELAY:
+        if scope is None:
+            return
+        if scope.deadline > now + _ACK_DELAY:
+            # An acknowledgement is put off for a millisecond, and nothing else that is new is due earlier.
             due = self._deadline()
             if due < scope.deadline:
                 scope.deadline = due
+        elif not self.engine.owes_acknowledgement:
+            # That has gone out with something else. To run the writer for nothing would cost many times what this does.
+            scope.deadline = self._deadline()
 
     async def _write(self, scope: trio.CancelScope) -> None:
         """See everything out, until the end of the connection. The scope's deadline is when something is due."""

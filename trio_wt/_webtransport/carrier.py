@@ -227,11 +227,10 @@ class SessionCarrier(Carrier):
     def send(
         self, stream_id: int, data: bytes | bytearray | memoryview, *, fin: bool = False
     ) -> None:
-        engine = self.driver.engine
+        taken = self.driver.engine.send(stream_id, data, fin=fin)
         # On a stream that the peer has stopped, of which the sender is told later perhaps, nothing goes out.
-        if self._credit is not None and engine.is_sendable(stream_id):
+        if taken and self._credit is not None:
             self._credit.sent(len(data))
-        engine.send(stream_id, data, fin=fin)
 
     def push(self) -> None:
         self.driver.push()

@@ -7,6 +7,7 @@ import re
 from typing import Any, Final
 
 import aioquic
+from aioquic import _crypto
 from aioquic.quic.connection import QuicConnection
 
 __all__ = ["check_aioquic"]
@@ -52,6 +53,19 @@ _SOURCES: Final = {
     "handle_timer": ("self._close_event = events.ConnectionTerminated(",),
 }
 
+# Of packet protection, what `keys.PacketKeys` takes over.
+_PROTECTION: Final = {
+    _crypto.AEAD: (
+        "self._aead.encrypt(",
+        "self._aead.decrypt(",
+        '(self._iv ^ packet_number).to_bytes(AEAD_NONCE_LENGTH, "big")',
+    ),
+    _crypto.HeaderProtection: (
+        "if self._is_chacha20:",
+        "return self._encryptor.update(sample)",
+    ),
+}
+
 
 def check_aioquic(
     connection: type[Any] = QuicConnection, version: str = aioquic.__version__
@@ -68,10 +82,12 @@ def check_aioquic(
         method = getattr(connection, name, None)
         if method is None or " ".join(inspect.signature(method).parameters) != parameters:
             raise _changed(name, version)
-    for name, lines in _SOURCES.items():
+    sources = [(name, getattr(connection, name, None), lines) for name, lines in _SOURCES.items()]
+    sources += [(owner.__name__, owner, lines) for owner, lines in _PROTECTION.items()]
+    for name, thing, lines in sources:
         try:
-            source = inspect.getsource(getattr(connection, name))
-        except (AttributeError, OSError) as exc:
+            source = inspect.getsource(thing)  # type: ignore[arg-type]
+        except (OSError, TypeError) as exc:
             raise _changed(name, version) from exc
         if not all(line in source for line in lines):
             raise _changed(name, version)

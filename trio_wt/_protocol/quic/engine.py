@@ -44,11 +44,12 @@ _MAX_REASON: Final = 512
 _BLACK_HOLE_PTOS: Final = 2
 _MIN_RESET: Final = 21  # RFC 9000 section 10.3
 _AMPLIFICATION: Final = 3  # RFC 9000 section 8.1
-_END_STATES: Final = {
+# To look into a set would cost a hash in Python each time.
+_END_STATES: Final[tuple[QuicConnectionState, ...]] = (
     QuicConnectionState.CLOSING,
     QuicConnectionState.DRAINING,
     QuicConnectionState.TERMINATED,
-}
+)
 
 
 class PathChanged(events.QuicEvent):
@@ -212,13 +213,6 @@ class Engine(Figures):
             size = self.mtu.probe(now)
             if size is not None:
                 out += self._probe_mtu(size, now)
-
-    @property
-    def has_work(self) -> bool:
-        """Whether something may have to be sent now; if not, the timer tells when."""
-        return super().has_work or (
-            self.mtu.is_due(self._now) and self._network_paths[0].is_validated
-        )
 
     @property
     def timer(self) -> float | None:

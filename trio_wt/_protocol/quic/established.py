@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from typing import Any, Final
 
-from aioquic.buffer import Buffer, size_uint_var  # type: ignore[attr-defined]
+from aioquic.buffer import Buffer, BufferReadError, size_uint_var  # type: ignore[attr-defined]
 from aioquic.quic.connection import (
     NetworkAddress,
     QuicConnectionError,
@@ -19,22 +19,19 @@ from aioquic.quic.connection import (
     QuicReceiveContext,
 )
 from aioquic.quic.crypto import CryptoError, CryptoPair  # type: ignore[attr-defined]
-from aioquic.quic.events import StreamDataReceived
-from aioquic.quic.packet import (
-    QuicErrorCode,
-    QuicFrameType,
-    QuicPacketType,
-    decode_packet_number,
-    push_ack_frame,
-)
-from aioquic.quic.packet_builder import QuicDeliveryState, QuicSentPacket
+from aioquic.quic.events import DatagramFrameReceived, StreamDataReceived
+from aioquic.quic.packet import QuicErrorCode, QuicFrameType, push_ack_frame
+from aioquic.quic.packet_builder import QuicDeliveryState
 from aioquic.quic.recovery import MAX_ACK_RANGES, QuicPacketSpace
 from aioquic.quic.stream import QuicStream, StreamFinishedError
 from aioquic.tls import Epoch
+from cryptography.exceptions import InvalidTag
 
 from .config import CID_LENGTH, EngineConfig
 from .frame_handlers import SHORT_HANDLERS
-from .sending import Sending
+from .keys import PacketKeys
+from .packets import Outgoing, open_packet, read_frames, seal_packet
+from .recovering import Recovering, SentPacket
 
 __all__ = ["Established"]
 
@@ -46,10 +43,6 @@ _SPIN: Final = 0x20
 _RESERVED: Final = 0x18
 _PACKET_NUMBER: Final = 2
 _TAG: Final = 16
-# Header protection samples four bytes after the beginning of the packet number (RFC 9001 section 5.4.2).
-_MIN_PAYLOAD: Final = 2
-_SAMPLE: Final = 16
-_SHORT_MASK: Final = 0x1F
 
 _ACK_OF_ACK: Final = 8  # aioquic asks for an acknowledgement of acknowledgements so often
 
@@ -57,14 +50,11 @@ _PING: Final = 0x01
 _ACK: Final = 0x02
 _STREAM: Final = range(0x08, 0x10)
 _STREAM_FIN: Final = 0x01
-_STREAM_LENGTH: Final = 0x02
-_STREAM_OFFSET: Final = 0x04
-_DATAGRAM_WITH_LENGTH: Final = 0x31
 # Frames that need no acknowledgement (RFC 9000 section 13.2).
 _NOT_ELICITING: Final = {0x00, 0x02, 0x03, 0x1C, 0x1D}
 
 
-class Established(Sending):
+class Established(Recovering):
     """Packets of an established connection.
 
     Args:
@@ -135,8 +125,8 @@ class Established(Sending):
             return False
         space = road.space
         try:
-            first, payload, number = _unprotect(road.crypto, data, space.expected_packet_number)
-        except CryptoError:
+            first, number, payload = road.unprotect(data)
+        except (CryptoError, InvalidTag):
             return True  # not for us, or damaged: dropped (RFC 9001 section 5.5)
         if number in space.received_packets:
             return True
@@ -157,7 +147,7 @@ class Established(Sending):
         context = road.context
         context.host_cid, context.time = self.host_cid, now
         try:
-            eliciting = self._handle_frames(context, payload)
+            eliciting = self._handle_payload(context, space, payload)
         except QuicConnectionError as exc:
             self.close(exc.error_code, exc.frame_type, exc.reason_phrase)
         if self._close_pending or self._state is not QuicConnectionState.CONNECTED:
@@ -175,8 +165,31 @@ class Established(Sending):
             space.ack_at = now + self._ack_delay
         return True
 
-    def _handle_frames(self, context: QuicReceiveContext, payload: bytes) -> bool:
+    def _handle_payload(
+        self, context: QuicReceiveContext, space: QuicPacketSpace, payload: bytes
+    ) -> bool:
         """Handle a packet's frames; whether it needs an acknowledgement."""
+        found = read_frames(payload)
+        if found is None:
+            return self._handle_frames(context, payload)
+        for frame in found[0]:
+            if frame[0] == _ACK:
+                _, at, smallest, largest, delay = frame
+                taken = self._take_ack(space, smallest, largest, delay, context.time)
+            elif frame[0] in _STREAM:
+                kind, at, stream_id, offset, data = frame
+                taken = self._take_stream_data(stream_id, offset, data, bool(kind & _STREAM_FIN))
+            else:
+                _, at, size, data = frame
+                taken = self._take_datagram(size, data)
+            if not taken:
+                buf = Buffer(data=payload)
+                buf.seek(at)
+                self._handle_frame(context, frame[0], buf)
+        return found[1]
+
+    def _handle_frames(self, context: QuicReceiveContext, payload: bytes) -> bool:
+        """The same for frames of any kind, and for what is no frame."""
         buf = Buffer(data=payload)
         eliciting = False
         if not payload:
@@ -184,59 +197,62 @@ class Established(Sending):
                 QuicErrorCode.PROTOCOL_VIOLATION, QuicFrameType.PADDING, "a packet without frames"
             )
         while not buf.eof():
-            frame_type = 0
             try:
                 frame_type = buf.pull_uint_var()
-                if frame_type in _STREAM:
-                    self._take_stream_frame(context, frame_type, buf)
-                else:
-                    handler = SHORT_HANDLERS.get(frame_type)
-                    if handler is None:
-                        raise QuicConnectionError(
-                            QuicErrorCode.FRAME_ENCODING_ERROR, frame_type, "unknown frame type"
-                        )
-                    getattr(self, handler)(context, frame_type, buf)
-            except StreamFinishedError:
-                pass  # of a stream that is no longer known
-            except ValueError as exc:  # BufferReadError, that is
-                raise QuicConnectionError(
-                    QuicErrorCode.FRAME_ENCODING_ERROR, frame_type, "a frame could not be parsed"
-                ) from exc
+            except BufferReadError as exc:
+                raise _malformed(0) from exc
+            self._handle_frame(context, frame_type, buf)
             if frame_type not in _NOT_ELICITING:
                 eliciting = True
         return eliciting
 
-    def _take_stream_frame(self, context: QuicReceiveContext, frame_type: int, buf: Buffer) -> None:
-        """A STREAM frame (RFC 9000 section 19.8): here if it continues its stream, in the general way otherwise."""
-        start = buf.tell()
-        stream_id = buf.pull_uint_var()
-        offset = buf.pull_uint_var() if frame_type & _STREAM_OFFSET else 0
-        length = buf.pull_uint_var() if frame_type & _STREAM_LENGTH else buf.capacity - buf.tell()
-        end = offset + length
+    def _handle_frame(self, context: QuicReceiveContext, frame_type: int, buf: Buffer) -> None:
+        """A frame behind its type, in the general way."""
+        handler = SHORT_HANDLERS.get(frame_type)
+        if handler is None:
+            raise QuicConnectionError(
+                QuicErrorCode.FRAME_ENCODING_ERROR, frame_type, "unknown frame type"
+            )
+        try:
+            getattr(self, handler)(context, frame_type, buf)
+        except StreamFinishedError:
+            pass  # of a stream that is no longer known
+        except ValueError as exc:  # BufferReadError, that is
+            raise _malformed(frame_type) from exc
+
+    def _take_datagram(self, size: int, data: bytes) -> bool:
+        """A DATAGRAM frame, of which the body has so many bytes (RFC 9221 section 4)."""
+        limit = self._configuration.max_datagram_frame_size
+        if limit is None or size >= limit:
+            return False
+        self._events.append(DatagramFrameReceived(data))
+        return True
+
+    def _take_stream_data(self, stream_id: int, offset: int, data: bytes, fin: bool) -> bool:
+        """A STREAM frame (RFC 9000 section 19.8) that continues its stream; False if it does not, and nothing was done."""
         stream = self._streams.get(stream_id)
-        if stream is not None and not self._resets.awaited:
-            receiver = stream.receiver
-            if (
-                length
-                and offset == receiver._buffer_start
-                and not receiver._buffer
-                and not receiver.is_finished
-                and receiver._final_size is None
-                and end <= stream.max_stream_data_local
-                and self._local_max_data.used + length <= self._local_max_data.value
-            ):
-                data = buf.pull_bytes(length)
-                receiver._buffer_start = receiver.highest_offset = end
-                self._local_max_data.used += length
-                fin = bool(frame_type & _STREAM_FIN)
-                if fin:
-                    receiver._final_size = end
-                    receiver.is_finished = True
-                    self._discard_finished(stream)
-                self._events.append(StreamDataReceived(data, fin, stream_id))
-                return
-        buf.seek(start)
-        self._handle_stream_frame(context, frame_type, buf)
+        if stream is None or self._resets.awaited:
+            return False
+        receiver, credit, length = stream.receiver, self._local_max_data, len(data)
+        end = offset + length
+        if (
+            not length
+            or offset != receiver._buffer_start
+            or receiver._buffer
+            or receiver.is_finished
+            or receiver._final_size is not None
+            or end > stream.max_stream_data_local
+            or credit.used + length > credit.value
+        ):
+            return False
+        receiver._buffer_start = receiver.highest_offset = end
+        credit.used += length
+        if fin:
+            receiver._final_size = end
+            receiver.is_finished = True
+            self._discard_finished(stream)
+        self._events.append(StreamDataReceived(data, fin, stream_id))
+        return True
 
     # ---- sending
 
@@ -278,7 +294,14 @@ class Established(Sending):
             or bool(self._active)
             or bool(self._datagrams_pending)
             or not self._is_ordinary(road)
+            or (self.mtu.is_due(self._now) and road.path.is_validated)
         )
+
+    @property
+    def owes_acknowledgement(self) -> bool:
+        """Whether an acknowledgement is to be sent soon, with something else or by itself."""
+        road = self._road
+        return road is None or road.space.ack_at is not None
 
     @property
     def _short_timer(self) -> float | None:
@@ -303,54 +326,66 @@ class Established(Sending):
         road = self._road
         if road is None or not self._is_ordinary(road):
             return None
-        for stream in self._active:
+        pending, streams = self._datagrams_pending, self._active.in_order()
+        for stream in streams:
             if stream.is_blocked or stream.receiver.stop_pending or stream.sender.reset_pending:
                 return None
         self._pacing_at = None
         loss, space, size = self._loss, road.space, self._max_datagram_size
+        control, pacer = loss._cc, loss._pacer
         header_size = 1 + len(self._peer_cid.cid) + _PACKET_NUMBER
-        buf = Buffer(capacity=size)
         out: list[tuple[bytes, NetworkAddress]] = []
         while True:
-            if space.ack_at is None or space.ack_at >= now:
-                self._pacing_at = loss._pacer.next_send_time(now=now)
+            due = space.ack_at
+            if due is None or due >= now:
+                self._pacing_at = pacer.next_send_time(now=now)
                 if self._pacing_at is not None:
                     break
-            packet = QuicSentPacket(
-                Epoch.ONE_RTT, False, False, False, self._packet_number, QuicPacketType.ONE_RTT, now
-            )
-            buf.seek(header_size)
-            if space.ack_at is not None and space.ack_at <= now + (
-                self._ack_delay / 2 if self._active or self._datagrams_pending else 0
-            ):
-                self._push_ack(buf, space, packet, size - _TAG, now)
-            flight = min(size, loss.congestion_window - loss.bytes_in_flight) - _TAG
-            self._push_datagrams(buf, packet, flight)
-            if self._active:
-                self._push_streams(buf, packet, flight)
-            if buf.tell() == header_size:
+            packet = SentPacket(self._packet_number, now)
+            frames: list[Outgoing] = []
+            at = header_size
+            if due is not None and due <= now + (self._ack_delay / 2 if streams or pending else 0):
+                ack = self._ack_frame(space, packet, size - _TAG - at, now)
+                frames.append(ack)
+                at += len(ack)
+            flight = min(size, control.congestion_window - control.bytes_in_flight) - _TAG
+            if pending:
+                at += self._push_datagrams(frames, packet, flight - at)
+            if streams:
+                self._push_streams(frames, streams, packet, flight - at)
+            if not frames:
                 break
-            data = self._protect(road.crypto, buf, header_size, packet)
-            loss.on_packet_sent(packet=packet, space=space)
-            if packet.is_ack_eliciting and not self._ack_eliciting_sent_since_receipt:
-                self._close_at = now + self._patience(now)
-                self._ack_eliciting_sent_since_receipt = True
-            loss._pacer.update_after_send(now=now)
+            data = road.protect(self._peer_cid.cid, self._spin_bit, packet.packet_number, frames)
+            self._packet_number += 1
+            packet.sent_bytes = len(data)
+            space.sent_packets[packet.packet_number] = packet
+            if packet.is_ack_eliciting:
+                space.ack_eliciting_in_flight += 1
+                loss._time_of_last_sent_ack_eliciting_packet = now
+                control.on_packet_sent(packet=packet)
+                if not self._ack_eliciting_sent_since_receipt:
+                    self._close_at = now + self._patience(now)
+                    self._ack_eliciting_sent_since_receipt = True
+            pacer.update_after_send(now=now)
             out.append((data, road.path.addr))
-            if not (self._active or self._datagrams_pending):
+            if streams:
+                streams = self._active.in_order()
+            if not (streams or pending):
                 break
         if _is_due(self._local_max_streams_bidi) or _is_due(self._local_max_streams_uni):
             # Streams were discarded just now, and the peer may open others.
             out += self.datagrams_to_send(now)
         return out
 
-    def _push_ack(
-        self, buf: Buffer, space: QuicPacketSpace, packet: QuicSentPacket, end: int, now: float
-    ) -> None:
+    def _ack_frame(
+        self, space: QuicPacketSpace, packet: SentPacket, room: int, now: float
+    ) -> bytes:
+        """An ACK frame, and a PING now and then."""
         assert space.largest_received_time is not None
         delay = int((now - space.largest_received_time) * 1e6) >> self._local_ack_delay_exponent
+        buf = Buffer(capacity=room)
         buf.push_uint_var(_ACK)
-        ranges = push_ack_frame(buf, space.ack_queue, delay, end - buf.tell())
+        ranges = push_ack_frame(buf, space.ack_queue, delay, room - 1)
         packet.delivery_handlers.append(
             (self._on_ack_delivery, (space, space.largest_received_packet))
         )
@@ -359,123 +394,79 @@ class Established(Sending):
             buf.push_uint_var(_PING)
             packet.in_flight = packet.is_ack_eliciting = True
             packet.delivery_handlers.append((self._on_ping_delivery, ((),)))
+        data: bytes = buf.data
+        return data
 
-    def _push_datagrams(self, buf: Buffer, packet: QuicSentPacket, end: int) -> None:
-        pending = self._datagrams_pending
+    def _push_datagrams(self, frames: list[Outgoing], packet: SentPacket, room: int) -> int:
+        """DATAGRAM frames, as many as there is room for; how many bytes they take."""
+        pending, used = self._datagrams_pending, 0
         while pending:
             length = len(pending[0])
-            if buf.tell() + 1 + size_uint_var(length) + length > end:
-                return
-            buf.push_uint_var(_DATAGRAM_WITH_LENGTH)
-            buf.push_uint_var(length)
-            buf.push_bytes(pending.popleft())
+            size = 1 + size_uint_var(length) + length
+            if used + size > room:
+                break
+            frames.append((pending.popleft(),))
+            used += size
             packet.in_flight = packet.is_ack_eliciting = True
+        return used
 
-    def _push_streams(self, buf: Buffer, packet: QuicSentPacket, end: int) -> None:
-        served = []
-        rest = []
-        for stream in self._active:
-            if self._push_stream(buf, stream, packet, end):
-                served.append(stream)
-            else:
-                rest.append(stream)
+    def _push_streams(
+        self, frames: list[Outgoing], streams: list[QuicStream], packet: SentPacket, room: int
+    ) -> None:
+        if len(streams) == 1:
+            self._push_stream(frames, streams[0], packet, room)
+            self._active.review(streams[0])
+            return
+        served: list[QuicStream] = []
+        rest: list[QuicStream] = []
+        for stream in streams:
+            size = self._push_stream(frames, stream, packet, room)
+            room -= size
+            (served if size else rest).append(stream)
         self._active.keep(rest + served)
 
     def _push_stream(
-        self, buf: Buffer, stream: QuicStream, packet: QuicSentPacket, end: int
-    ) -> bool:
-        """A STREAM frame, if the peer's limits and the packet have room for one; whether they had."""
+        self, frames: list[Outgoing], stream: QuicStream, packet: SentPacket, room: int
+    ) -> int:
+        """A STREAM frame, if the peer's limits and the packet have room for one; how many bytes it takes."""
         sender = stream.sender
         if sender.buffer_is_empty:
-            return False
-        assert stream.stream_id is not None
-        offset = sender.next_offset
-        overhead = 3 + size_uint_var(stream.stream_id) + (size_uint_var(offset) if offset else 0)
+            return 0
+        stream_id, pending = stream.stream_id, sender._pending
+        assert stream_id is not None
+        whole = pending[0] if len(pending) == 1 else None
+        offset = sender.next_offset if whole is None else whole.start
+        overhead = 3 + size_uint_var(stream_id) + (size_uint_var(offset) if offset else 0)
         before = sender.highest_offset
-        room = end - buf.tell() - overhead
+        room -= overhead
         limit = before + self._remote_max_data - self._remote_max_data_used
         limit = min(limit, stream.max_stream_data_remote)
-        pending = sender._pending
-        if len(pending) == 1 and pending[0].stop <= limit and pending[0].stop - offset <= room:
+        if whole is not None and whole.stop <= limit and whole.stop - offset <= room:
             # All that there is goes into this packet.
             base, stop = sender._buffer_start, pending.shift().stop
-            data = bytes(memoryview(sender._buffer)[offset - base : stop - base])
-            sender.highest_offset = max(before, stop)
+            if stop > before:
+                sender.highest_offset = stop
             fin = sender._buffer_fin == stop
             if fin:
                 sender._pending_eof = False
             sender.buffer_is_empty = not sender._pending_eof
+            frames.append((stream_id, offset, fin, sender._buffer, offset - base, stop - base))
         else:
             frame = sender.get_frame(room, limit)
             if frame is None:
-                return False
+                return 0
             data, fin, stop = frame.data, frame.fin, frame.offset + len(frame.data)
-        frame_type = _STREAM.start | _STREAM_LENGTH | bool(offset) << 2 | fin
-        buf.push_uint_var(frame_type)
-        buf.push_uint_var(stream.stream_id)
-        if offset:
-            buf.push_uint_var(offset)
-        buf.push_uint16(len(data) | 0x4000)
-        buf.push_bytes(data)
+            frames.append((stream_id, offset, fin, data, 0, len(data)))
         packet.in_flight = packet.is_ack_eliciting = True
-        delivered = (sender.on_data_delivery, (offset, stop, fin))
-        packet.delivery_handlers.append((self._on_stream_delivery, (stream, *delivered)))
+        packet.delivery_handlers.append((self._on_data_delivery, (stream, offset, stop, fin)))
         self._remote_max_data_used += sender.highest_offset - before
-        return True
-
-    def _protect(
-        self, crypto: CryptoPair, buf: Buffer, header_size: int, packet: QuicSentPacket
-    ) -> bytes:
-        """Encrypt what is in the buffer, and take note of its packet."""
-        missing = _MIN_PAYLOAD - (buf.tell() - header_size)
-        if missing > 0:
-            buf.push_bytes(bytes(missing))
-            packet.in_flight = True
-        number = packet.packet_number
-        truncated, cid = number & 0xFFFF, self._peer_cid.cid
-        first = _SHORT | self._spin_bit << 5 | crypto.key_phase << 2 | _PACKET_NUMBER - 1
-        header = bytes((first,)) + cid + truncated.to_bytes(2)
-        payload = buf.data_slice(header_size, buf.tell())
-        if crypto._update_key_requested:
-            data = crypto.encrypt_packet(header, payload, number)
-        else:
-            # What aioquic's encrypt_packet does, a byte at a time.
-            send = crypto.send
-            assert send.aead is not None
-            assert send.hp is not None
-            protected = send.aead.encrypt(payload, header, number)
-            mask = send.hp._mask(protected[_MIN_PAYLOAD : _MIN_PAYLOAD + _SAMPLE])
-            masked = truncated ^ (mask[1] << 8 | mask[2])
-            data = bytes((first ^ mask[0] & _SHORT_MASK,)) + cid + masked.to_bytes(2) + protected
-        packet.sent_bytes = len(data)
-        self._packet_number += 1
-        return data
+        return overhead + stop - offset
 
 
-def _unprotect(crypto: CryptoPair, data: bytes, expected: int) -> tuple[int, bytes, int]:
-    """A short packet's first byte, payload and number (RFC 9001 section 5.4).
-
-    Raises:
-        CryptoError: it is not one of this connection's, or damaged.
-    """
-    recv = crypto.recv
-    start = 1 + CID_LENGTH
-    sample = data[start + 4 : start + 4 + _SAMPLE]
-    if len(sample) < _SAMPLE:
-        raise CryptoError("too short")
-    assert recv.hp is not None
-    mask = recv.hp._mask(sample)
-    first = data[0] ^ mask[0] & _SHORT_MASK
-    if (first >> 2 & 1) != recv.key_phase:
-        header, payload, number = crypto.decrypt_packet(data, start, expected)
-        return header[0], payload, number
-    end = start + (first & 3) + 1
-    length = end - start
-    truncated = int.from_bytes(data[start:end]) ^ int.from_bytes(mask[1 : 1 + length])
-    number = decode_packet_number(truncated, 8 * length, expected)
-    header = bytes((first,)) + data[1:start] + truncated.to_bytes(length)
-    assert recv.aead is not None
-    return first, recv.aead.decrypt(data[end:], header, number), number
+def _malformed(frame_type: int) -> QuicConnectionError:
+    return QuicConnectionError(
+        QuicErrorCode.FRAME_ENCODING_ERROR, frame_type, "a frame could not be parsed"
+    )
 
 
 def _is_due(limit: Any) -> bool:
@@ -487,7 +478,7 @@ def _is_due(limit: Any) -> bool:
 class _Road:
     """What the straight road needs at every step."""
 
-    __slots__ = ("context", "crypto", "crypto_stream", "path", "space")
+    __slots__ = ("_opening", "_sealing", "context", "crypto", "crypto_stream", "path", "space")
 
     def __init__(
         self,
@@ -503,3 +494,34 @@ class _Road:
         self.context: QuicReceiveContext = QuicReceiveContext(
             Epoch.ONE_RTT, b"", path, None, 0.0, None
         )
+        self._opening = PacketKeys(crypto.recv, opens=True)
+        self._sealing = PacketKeys(crypto.send, opens=False)
+
+    def unprotect(self, data: bytes) -> tuple[int, int, bytes]:
+        """A packet's first byte, number and payload (RFC 9001 section 5.4).
+
+        Raises:
+            CryptoError: it is not one of this connection's, or damaged.
+            InvalidTag: the same.
+        """
+        crypto, expected = self.crypto, self.space.expected_packet_number
+        recv, keys = crypto.recv, self._opening
+        if keys.aead is not recv.aead:
+            keys = self._opening = PacketKeys(recv, opens=True)
+        opened = open_packet(
+            data, CID_LENGTH, recv.key_phase, expected, keys.mask, keys.crypt, keys.iv
+        )
+        if opened is not None:
+            return opened
+        header, payload, number = crypto.decrypt_packet(data, 1 + CID_LENGTH, expected)
+        return header[0], number, payload
+
+    def protect(self, cid: bytes, spin: bool, number: int, frames: list[Outgoing]) -> bytes:
+        """A packet of these frames (RFC 9001 section 5)."""
+        crypto, keys = self.crypto, self._sealing
+        if crypto._update_key_requested:
+            crypto._update_key("local_update")
+        if keys.aead is not crypto.send.aead:
+            keys = self._sealing = PacketKeys(crypto.send, opens=False)
+        first = _SHORT | spin << 5 | crypto.recv.key_phase << 2 | _PACKET_NUMBER - 1
+        return seal_packet(first, cid, number, tuple(frames), keys.mask, keys.crypt, keys.iv)

@@ -2,11 +2,46 @@
 
 from __future__ import annotations
 
+from typing import Any, Final
+
 from aioquic import tls
 from aioquic.quic.crypto import CryptoContext, CryptoError, CryptoPair  # type: ignore[attr-defined]
 from cryptography.hazmat.primitives import hashes
 
-__all__ = ["UpdatedKeys", "export_keying_material"]
+from .packets import Crypt, Mask
+
+__all__ = ["PacketKeys", "UpdatedKeys", "export_keying_material"]
+
+
+_IV: Final = 12  # bytes (RFC 9001 section 5.3)
+
+
+class PacketKeys:
+    """What protects packets in one direction, as the functions of `packets` take it.
+
+    Args:
+        context: whose keys they are.
+        opens: whether they are to decrypt.
+
+    Attributes:
+        aead: aioquic's, which is another one after a key update.
+        crypt: encrypts, or decrypts.
+        iv: what nonces are made of.
+        mask: of header protection.
+    """
+
+    __slots__ = ("aead", "crypt", "iv", "mask")
+
+    def __init__(self, context: CryptoContext, *, opens: bool) -> None:
+        aead, protection = context.aead, context.hp
+        assert aead is not None
+        assert protection is not None
+        self.aead: Any = aead
+        self.crypt: Crypt = aead._aead.decrypt if opens else aead._aead.encrypt
+        self.iv: bytes = aead._iv.to_bytes(_IV)
+        # ChaCha20 takes a sample for its nonce, and aioquic knows how; AES just encrypts it.
+        is_plain = not protection._is_chacha20
+        self.mask: Mask = protection._encryptor.update if is_plain else protection._mask
 
 
 class UpdatedKeys(CryptoPair):

@@ -223,12 +223,15 @@ class Receiving(QuicConnection):
         start = buf.tell()
         largest = buf.pull_uint_var()
         buf.seek(start)
+        self._check_acknowledged(frame_type, largest)
+        super()._handle_ack_frame(context, frame_type, buf)
+
+    def _check_acknowledged(self, frame_type: int, largest: int) -> None:
         if largest >= self._packet_number:
             # RFC 9000 section 13.1
             raise QuicConnectionError(
                 QuicErrorCode.PROTOCOL_VIOLATION, frame_type, "a packet never sent was acknowledged"
             )
-        super()._handle_ack_frame(context, frame_type, buf)
 
     def _handle_stream_frame(
         self, context: QuicReceiveContext, frame_type: int, buf: Buffer

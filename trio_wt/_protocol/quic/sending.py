@@ -59,13 +59,14 @@ class Sending(Receiving):
 
     def send(
         self, stream_id: int, data: bytes | bytearray | memoryview, *, fin: bool = False
-    ) -> None:
-        """Take bytes, and the end, of a stream that was neither ended nor reset."""
-        stream = self._streams.get(stream_id)
-        if stream is None or not self.is_sendable(stream_id):
-            return  # reset by STOP_SENDING a moment ago, which is an event still to be taken
+    ) -> bool:
+        """Take bytes, and the end, of a stream; whether it was neither ended nor reset, and has taken them."""
+        if not self.is_sendable(stream_id):
+            return False  # reset by STOP_SENDING a moment ago, which is an event still to be taken
+        stream = self._streams[stream_id]
         stream.sender.write(data, end_stream=fin)  # type: ignore[arg-type]
         self._active.append(stream)
+        return True
 
     def is_sendable(self, stream_id: int) -> bool:
         """Whether a stream takes data: it was neither ended nor reset, nor stopped by the peer."""

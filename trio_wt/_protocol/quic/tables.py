@@ -57,13 +57,17 @@ class ActiveStreams:
         self.priorities: dict[int, int] = {}
 
     def __iter__(self) -> Iterator[QuicStream]:
-        streams = list(self._streams.values())
-        if self.priorities:
-            streams.sort(key=lambda stream: -self.priorities.get(stream.stream_id or 0, 0))
-        return iter(streams)
+        return iter(self.in_order())
 
     def __len__(self) -> int:
         return len(self._streams)
+
+    def in_order(self) -> list[QuicStream]:
+        """The streams as they are to be served next."""
+        streams = list(self._streams.values())
+        if self.priorities:
+            streams.sort(key=lambda stream: -self.priorities.get(stream.stream_id or 0, 0))
+        return streams
 
     def append(self, stream: QuicStream) -> None:
         """Something is to be done for a stream."""
@@ -80,6 +84,11 @@ class ActiveStreams:
             assert stream.stream_id is not None
             self._streams.pop(stream.stream_id, None)
             self._streams[stream.stream_id] = stream
+
+    def review(self, stream: QuicStream) -> None:
+        """The only one was served: forget it if nothing is left to do for it."""
+        if not _has_work(stream):
+            self._streams.clear()
 
     def keep(self, streams: Iterable[QuicStream]) -> None:
         """Only these, as far as something is left to do for them."""
