@@ -31,6 +31,8 @@ from ._reconnect import Attempt, Previous, Reconnect, reconnect
 from ._responses import html_response, json_response
 from ._routing import Converter
 from ._serving import Serving
+from ._subscription import Subscription, TooSlow
+from ._topic import Encoder, Rooms, Topic, TopicStatistics
 from ._transient import is_transient
 
 __all__ = [
@@ -46,6 +48,7 @@ __all__ = [
     "ConcurrencyStatistics",
     "Context",
     "Converter",
+    "Encoder",
     "EndpointStatistics",
     "HTTPError",
     "IncompleteMessage",
@@ -72,11 +75,16 @@ __all__ = [
     "ReloadingTLS",
     "Request",
     "Response",
+    "Rooms",
     "Serving",
     "Session",
     "SessionPool",
     "State",
     "StateKey",
+    "Subscription",
+    "TooSlow",
+    "Topic",
+    "TopicStatistics",
     "access_log",
     "allow_origins",
     "basic_auth",
