@@ -97,7 +97,7 @@ def test_both_ways_to_start_it() -> None:
     assert done.stdout.decode().startswith(expected)
 
 
-@pytest.mark.parametrize("command", [[], ["connect"], ["serve"], ["cert"], ["demo"]])
+@pytest.mark.parametrize("command", [[], ["connect"], ["serve"], ["baton"], ["cert"], ["demo"]])
 def test_help(capsys: pytest.CaptureFixture[str], command: list[str]) -> None:
     for option in ("-h", "--help"):
         with pytest.raises(SystemExit) as exit_:

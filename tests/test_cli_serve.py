@@ -143,13 +143,18 @@ def test_it_answers_health_checks() -> None:
             ("GET", "/health", 200, b"ok\n"),
             ("HEAD", "/health", 200, b""),
             ("GET", "/health?verbose", 200, b"ok\n"),
-            ("GET", "/nowhere", 426, b"this is a WebSocket server\n"),
+            ("GET", "/nowhere", 404, b"there is nothing here\n"),
+            ("GET", "/", 200, None),
+            ("GET", "/echo", 426, b"this is for WebSockets\n"),
         ]:
             with closing(http.client.HTTPConnection("127.0.0.1", server.port, timeout=5)) as http_:
                 http_.request(method, path)
                 response = http_.getresponse()
-                assert (response.status, response.read()) == (status, body)
-        assert run("connect", "--linger=0", f"{server.url}health").returncode == 0
+                assert response.status == status
+                assert body is None or response.read() == body
+        for path in ("", "echo"):
+            assert echoes(f"{server.url}{path}") == ""
+        assert "status 404" in one_line(run("connect", f"{server.url}nowhere").stderr)
 
 
 def test_a_certificate_and_a_client_that_trusts_it(tmp_path: Path) -> None:
@@ -189,6 +194,10 @@ def test_a_unix_socket(tmp_path: Path) -> None:
     with Serve("--unix", str(path)) as server:
         assert server.url == f"ws+unix://{quote(str(path), safe='')}/"
         assert echoes(server.url) == ""
+        with closing(socket.socket(socket.AF_UNIX)) as sock:
+            sock.connect(str(path))
+            sock.sendall(b"GET /health HTTP/1.1\r\nHost: a\r\n\r\n")
+            assert sock.makefile("rb").read().endswith(b"\r\n\r\nok\n")
         server.signal(signal.SIGTERM)
         assert server.wait() == 0
     assert not path.exists()

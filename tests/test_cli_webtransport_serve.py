@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 import base64
-import errno
 import hashlib
 import http.client
-import os
 import re
 import signal
 import socket
 import ssl
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, closing
 from functools import partial
 from pathlib import Path
@@ -22,14 +20,11 @@ import trio
 import trustme
 
 import trio_wt
-from trio_wt._cli import webtransport_serve
 from trio_wt._cli.certificate import make_certificate
-from trio_wt._cli.errors import CommandFailed
-from trio_wt._cli.webtransport_serve import open_both
 from trio_wt.cli import main
 
 from .cli_tools import Process, fails, one_line, run
-from .test_cli_serve import Serve
+from .test_cli_serve import Serve, echoes
 
 
 class ServeBoth(Serve):
@@ -134,9 +129,9 @@ async def test_one_connection_for_everything() -> None:
             assert response.headers["content-type"] == "text/html; charset=utf-8"
             assert response.body.decode() == get(server, "/")[2]
             assert (await connection.request("HEAD", "/")).body == b""
-            assert (await connection.request("POST", "/")).status == 404
+            assert (await connection.request("POST", "/")).status == 405
             assert (await connection.request("GET", "/nowhere")).status == 404
-            async with connection.open_session("/") as one, connection.open_session("/x") as two:
+            async with connection.open_session("/") as one, connection.open_session("/echo") as two:
                 for session in (one, two):
                     await session.datagrams.send(b"x")
                     assert await session.datagrams.receive() == b"x"
@@ -157,7 +152,7 @@ def test_the_page_knows_the_certificate() -> None:
         assert settings is not None
         assert settings[1] == f'{{"hash": "{server.told["in base64"]}", "ipv4": true}}'
         assert get(server, "/?x")[0] == 200
-        assert get(server, "/other")[0] == 426
+        assert get(server, "/other")[0] == 404
 
 
 @pytest.mark.real_clock
@@ -244,6 +239,10 @@ def test_a_key_that_quic_has_no_use_for(tmp_path: Path, capsys: pytest.CaptureFi
     assert message.endswith("(--no-webtransport does without QUIC)")
     with Serve("--no-webtransport", "--cert", str(path)) as server:
         assert server.url.startswith("wss://")
+        assert echoes("--insecure", server.url).count("\n") == 1
+        server.signal(signal.SIGTERM)
+        assert server.wait() == 0
+        assert server.errors() == ""
 
 
 # ---- ports
@@ -273,45 +272,11 @@ def test_a_udp_port_in_use(capsys: pytest.CaptureFixture[str]) -> None:
     )
 
 
-@pytest.mark.real_clock
-async def test_a_port_that_is_free_for_both(monkeypatch: pytest.MonkeyPatch) -> None:
-    taken: list[int] = []
-    original = trio.open_tcp_listeners
-
-    async def in_use_at_first(port: int, **kwargs: Any) -> Sequence[trio.SocketListener]:
-        if len(taken) < 3:
-            taken.append(port)
-            raise OSError(errno.EADDRINUSE, os.strerror(errno.EADDRINUSE))
-        return await original(port, **kwargs)
-
-    monkeypatch.setattr(webtransport_serve.trio, "open_tcp_listeners", in_use_at_first)
-    listeners, sockets = await open_both("127.0.0.1", 0)
-    try:
-        assert listeners[0].socket.getsockname()[1] == sockets[0].local_address[1]
-        assert len(taken) == 3
-    finally:
-        for listener in listeners:
-            await listener.aclose()
-        for sock in sockets:
-            sock.close()
-    monkeypatch.setattr(webtransport_serve, "_TRIES", 3)
-    taken.clear()
-    with pytest.raises(OSError, match="in use"):
-        await open_both("127.0.0.1", 0)
-
-
-@pytest.mark.real_clock
-async def test_both_addresses_of_a_name() -> None:
-    listeners, sockets = await open_both("localhost", 0)
-    ports = {listener.socket.getsockname()[1] for listener in listeners}
-    assert {sock.local_address[1] for sock in sockets} == ports
-    assert len(ports) == 1
-    for listener in listeners:
-        await listener.aclose()
-    for sock in sockets:
-        sock.close()
-    with pytest.raises(CommandFailed, match="cannot listen on UDP port 0 of 192.0.2.1"):
-        await open_both("192.0.2.1", 0)
+def test_both_addresses_of_a_name(capsys: pytest.CaptureFixture[str]) -> None:
+    with ServeBoth("--host", "localhost") as server:
+        assert server.page in {f"http://127.0.0.1:{server.port}/", f"http://[::1]:{server.port}/"}
+    message = fails(capsys, "serve", "--host", "192.0.2.1", "--port", "0")
+    assert message.startswith("cannot listen on UDP port 0 of 192.0.2.1 for WebTransport: ")
 
 
 def test_an_address_that_stands_for_all_is_none_to_visit() -> None:

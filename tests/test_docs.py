@@ -22,6 +22,7 @@ import trio
 import trio.testing
 
 import trio_wt
+import trio_wt.interop
 import trio_wt.testing
 import trio_wt.watch
 from tests.shown_code import ROOT, free_port
@@ -427,6 +428,10 @@ TRIO_WT = {
     "trio-wt connect ws://127.0.0.1:8765/": ("hello\n", "hello"),
     "trio-wt connect --cafile cert.pem wss://localhost:8765/": ("in private\n", "in private"),
     "trio-wt connect --cafile cert.pem https://localhost:8765/": ("hello\n", "stream 4: hello"),
+    "trio-wt baton --cafile cert.pem --baton 252 https://localhost:8765": (
+        "",
+        "sent 253 on bidirectional stream 4",
+    ),
     "trio-wt serve": ("", "page for browsers: http://127.0.0.1:8765/"),
 }
 
@@ -453,11 +458,14 @@ async def test_commands_of_trio_wt(tmp_path: Path) -> None:
             await ws.send(message)
 
     async def echo_streams(session: trio_wt.WebTransportSession) -> None:
+        if session.request.path == trio_wt.interop.BATON_PATH:
+            await trio_wt.interop.serve_baton(session)
+            return
         async for stream in session.incoming_streams:
             async with stream:
                 await stream.send_all(await stream.receive_all())
 
-    demo, cert, plain, private, over_http3, _ = TRIO_WT
+    demo, cert, plain, private, over_http3, baton, _ = TRIO_WT
     await run_it(cert, 0)
     context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
     context.load_cert_chain(tmp_path / "cert.pem", tmp_path / "key.pem")
@@ -475,6 +483,7 @@ async def test_commands_of_trio_wt(tmp_path: Path) -> None:
         sockets = await servers.start(serve_sessions)
         async with trio.open_nursery() as nursery:
             nursery.start_soon(run_it, over_http3, sockets[0].local_address[1])
+            nursery.start_soon(run_it, baton, sockets[0].local_address[1])
             nursery.start_soon(run_it, demo, 0)
             nursery.start_soon(run_it, plain, ports[0])
             nursery.start_soon(run_it, private, ports[1])

@@ -1,4 +1,4 @@
-"""The command ``trio-wt``: connect, serve, cert and demo."""
+"""The command ``trio-wt``: connect, serve, baton, cert and demo."""
 
 from __future__ import annotations
 

@@ -12,6 +12,7 @@ import click
 import trio
 
 from .._version import __version__
+from .baton import baton
 from .certificate import cert
 from .connect import connect
 from .demo import demo
@@ -43,13 +44,13 @@ _INTERRUPTED = 130
 )
 @click.pass_context
 def trio_wt(context: click.Context) -> None:
-    """WebSocket and WebTransport on Trio: a client, an echo server, development certificates, and a demonstration."""
+    """WebSocket and WebTransport on Trio: clients, an echo server, development certificates, and a demonstration."""
     if context.invoked_subcommand is None:
         click.echo(context.get_help(), err=True)
         context.exit(_USAGE)
 
 
-for _command in (connect, serve, cert, demo):
+for _command in (connect, serve, baton, cert, demo):
     trio_wt.add_command(_command)
 
 

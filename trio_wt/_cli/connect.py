@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import base64
-import math
 import signal
 import ssl
 import sys
@@ -19,9 +18,10 @@ from .._websocket.settings import SettingsKwargs
 from .._websocket.websocket import WebSocket
 from .errors import CommandFailed, Interrupted, run_trio
 from .mode import Mode, until_signalled
+from .options import check_trust, read_hashes, read_seconds
 from .piped import pipe
 from .text import escape
-from .webtransport_connect import SessionOptions, certificate_hash, talk_over_webtransport
+from .webtransport_connect import SessionOptions, talk_over_webtransport
 from .webtransport_talk import KINDS, Kind
 
 __all__ = ["connect"]
@@ -52,21 +52,6 @@ def _auth(
     if not colon:
         password = click.prompt(f"Password of {user}", hide_input=True, err=True)
     return user, password
-
-
-def _hashes(
-    context: click.Context, parameter: click.Parameter, values: tuple[str, ...]
-) -> tuple[bytes, ...]:
-    try:
-        return tuple(map(certificate_hash, values))
-    except ValueError as exc:
-        raise click.BadParameter(f"{exc}.") from None
-
-
-def _seconds(context: click.Context, parameter: click.Parameter, value: float) -> float:
-    if math.isnan(value) or value < 0:
-        raise click.BadParameter(f"{value} is not a number of seconds.")
-    return value
 
 
 @click.command()
@@ -104,7 +89,7 @@ def _seconds(context: click.Context, parameter: click.Parameter, value: float) -
     "--server-certificate-hash",
     "hashes",
     multiple=True,
-    callback=_hashes,
+    callback=read_hashes,
     metavar="SHA256",
     help="https: believe the server whose certificate has this hash; repeatable.",
 )
@@ -131,7 +116,7 @@ def _seconds(context: click.Context, parameter: click.Parameter, value: float) -
 @click.option(
     "--ping-interval",
     type=float,
-    callback=_seconds,
+    callback=read_seconds,
     default=20.0,
     metavar="SECONDS",
     help="Ping after so long a silence; 0 for never.",
@@ -139,7 +124,7 @@ def _seconds(context: click.Context, parameter: click.Parameter, value: float) -
 @click.option(
     "--timeout",
     type=float,
-    callback=_seconds,
+    callback=read_seconds,
     default=10.0,
     metavar="SECONDS",
     help="How long connecting may take.",
@@ -147,7 +132,7 @@ def _seconds(context: click.Context, parameter: click.Parameter, value: float) -
 @click.option(
     "--linger",
     type=float,
-    callback=_seconds,
+    callback=read_seconds,
     default=1.0,
     metavar="SECONDS",
     help="Without a terminal: how long to go on receiving after the input's end; inf for ever.",
@@ -204,16 +189,7 @@ def connect(
         raise click.UsageError("--proxy is not for https://: WebTransport goes over UDP.")
     if hashes and not over_quic:
         raise click.UsageError("--server-certificate-hash is for https:// only.")
-    if cafile is not None and insecure:
-        raise click.UsageError("--cafile and --insecure exclude each other.")
-    if hashes and (insecure or cafile is not None):
-        raise click.UsageError("--server-certificate-hash excludes --cafile and --insecure.")
-    if insecure:
-        click.echo(
-            "WARNING: --insecure: the server's certificate is NOT verified; "
-            "anybody in between can read and change everything.",
-            err=True,
-        )
+    check_trust(cafile, hashes, insecure=insecure)
     if sys.stdout is None:
         raise CommandFailed("standard output is closed")
     mode = Mode(binary=binary, linger=linger, keep_history=not no_history)

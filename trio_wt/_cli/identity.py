@@ -22,7 +22,7 @@ class Identity:
 
     Attributes:
         ssl_context: for TCP; None where that is not encrypted.
-        certificate: for QUIC; None where there is none.
+        certificate: for QUIC, and for applications; None where there is none that they take.
     """
 
     ssl_context: ssl.SSLContext | None
@@ -51,6 +51,11 @@ class Identity:
     def load(cls, certfile: Path, keyfile: Path | None, *, quic: bool) -> Self:
         """The certificate in files.
 
+        Args:
+            certfile: the certificate.
+            keyfile: its key, if that is elsewhere.
+            quic: whether it must do for QUIC.
+
         Raises:
             CommandFailed: it cannot be used.
         """
@@ -62,11 +67,11 @@ class Identity:
             raise CommandFailed(
                 f"{files}: no certificate and key in PEM form that fit ({exc.reason or exc})"
             ) from None
-        if not quic:
-            return cls(context, None)
         try:
             return cls(context, Certificate.load(certfile, keyfile))
         except ValueError as exc:
+            if not quic:
+                return cls(context, None)
             raise CommandFailed(f"{exc} (--no-webtransport does without QUIC)") from exc
 
     @property

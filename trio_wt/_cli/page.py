@@ -7,7 +7,7 @@ import json
 from typing import Final
 
 from .._headers import Headers
-from .._http.request import Request
+from .._http.request import Request, Response
 from .identity import Identity
 
 __all__ = ["Page"]
@@ -155,22 +155,20 @@ main().catch((error) => state(`failed: ${error.message}`));
 
 
 class Page:
-    """The page.
+    """The page, as a handler of plain requests.
 
     Args:
         identity: what the browser is to know the server by.
+
+    Attributes:
         ipv4_only: whether the server listens on IPv4 alone.
     """
 
-    def __init__(self, identity: Identity, *, ipv4_only: bool) -> None:
+    def __init__(self, identity: Identity) -> None:
         digest = identity.browser_hash
-        in_base64 = None if digest is None else base64.b64encode(digest).decode()
-        settings = json.dumps({"hash": in_base64, "ipv4": ipv4_only})
-        self._html = _HTML.replace("{settings}", settings)
+        self._hash = None if digest is None else base64.b64encode(digest).decode()
+        self.ipv4_only = False
 
-    def answer(self, request: Request) -> bool:
-        """Answer a request for it; whether it was one."""
-        if request.path != "/" or request.asks_for_session or request.method not in ("GET", "HEAD"):
-            return False
-        request.respond(200, _HEADERS, self._html)
-        return True
+    def __call__(self, request: Request) -> Response:
+        settings = json.dumps({"hash": self._hash, "ipv4": self.ipv4_only})
+        return Response(200, _HEADERS, _HTML.replace("{settings}", settings).encode())

@@ -1,13 +1,13 @@
-"""``trio-wt serve``: an echo server, for WebSockets and for WebTransport."""
+"""``trio-wt serve``: an echo server, for WebSockets and for WebTransport, with all interop endpoints."""
 
 from __future__ import annotations
 
 import base64
+import re
 import signal
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
-from socket import AF_INET
 from urllib.parse import quote
 
 import click
@@ -17,16 +17,14 @@ from .._http.request import Request
 from .._protocol.deflate import Deflate
 from .._protocol.handshake import Origins
 from .._quic.tls import ServerTLS
-from .._transport.listen import Listener
-from .._transport.udp import UdpSocket
 from .._websocket.server import serve_websocket
 from .._websocket.settings import Settings, SettingsKwargs
-from .._websocket.websocket import WebSocket
-from .._webtransport.server import serve_webtransport
+from .._webtransport.settings import WebTransportSettings
+from ..app import App, Serving
+from ..interop import add_endpoints, serve_echo
 from .errors import CommandFailed, describe, run_trio
 from .identity import Identity
 from .page import Page
-from .webtransport_serve import Echo, open_both
 
 __all__ = ["serve"]
 
@@ -36,6 +34,8 @@ _SIGNALS = (signal.SIGTERM, signal.SIGINT)
 _LEAST = 0.05
 # Browsers send no pings, and lose a connection that is silent for 30 seconds.
 _KEEP_ALIVE = 15
+# What `App.serve` says behind an error.
+_WHERE = re.compile(r" \((TCP|UDP) port \d+\)$")
 _ANY = {"0.0.0.0": "127.0.0.1", "::": "::1"}  # noqa: S104
 
 
@@ -50,7 +50,7 @@ _ANY = {"0.0.0.0": "127.0.0.1", "::": "::1"}  # noqa: S104
     "--unix",
     type=click.Path(path_type=Path),
     metavar="PATH",
-    help="Listen on a Unix socket instead; without WebTransport.",
+    help="Listen on a Unix socket instead; without WebTransport, / and /health only.",
 )
 @click.option(
     "--certfile",
@@ -105,6 +105,9 @@ def serve(
 ) -> None:
     """Send everything back: WebSocket messages, and WebTransport's streams and datagrams.
 
+    Sessions at / and /echo do that. For those who test clients, sessions at /stats get what is known of them as JSON, as do plain
+    requests; /webtransport/devious-baton plays the baton; /status tells in JSON how the server is.
+
     WebSockets are served on ws or, with a certificate, on wss. WebTransport is served over HTTP/3 on the UDP port of
     the same number, with that certificate, or else with one made for this run that browsers accept by its hash; WebSockets over
     HTTP/3 are, too. / is a page for browsers to try it with, and /health answers with 200.
@@ -137,58 +140,55 @@ def serve(
     stop = trio.Event()
     origin_policy: Origins = "any" if "any" in origins else origins or "same-host"
     patience = max(grace - close_timeout, 0)
+    page = Page(identity) if over_quic else None
+    app = _application(origin_policy, page, stop)
+    tls = None if identity.certificate is None else ServerTLS(identity.certificate)
+    serving_app = partial(
+        app.serve,
+        host,
+        port,
+        tls=None if identity.ssl_context is None else tls,
+        http3=tls if tls is not None and over_quic else False,
+        websocket_settings=Settings(**settings),
+        webtransport_settings=WebTransportSettings(
+            close_timeout=close_timeout, keep_alive=_KEEP_ALIVE
+        ),
+        signals=(),
+        shutdown=stop,
+        shutdown_timeout=patience,
+    )
+    # What an application does not listen on, and certificates of a kind that it does not take.
+    is_simple = unix is not None or (identity.ssl_context is not None and tls is None)
+    serving_echo = partial(
+        serve_websocket,
+        serve_echo,
+        port if unix is None else None,
+        host=host,
+        unix_path=unix,
+        ssl_context=identity.ssl_context,
+        on_request=_on_request,
+        origins=origin_policy,
+        shutdown=stop,
+        shutdown_timeout=patience,
+        **settings,
+    )
 
     async def main() -> None:
         with trio.open_signal_receiver(*_SIGNALS) as signals:
             async with trio.open_nursery() as nursery:
-                listeners: Sequence[Listener] | None = None
-                sockets: Sequence[UdpSocket] = ()
-                page = None
                 try:
-                    if over_quic:
-                        listeners, sockets = await open_both(host, port)
-                        page = Page(identity, ipv4_only=all(s.family == AF_INET for s in sockets))
-                    listeners = await nursery.start(
-                        partial(
-                            serve_websocket,
-                            _echo,
-                            port if unix is None and listeners is None else None,
-                            host=host,
-                            unix_path=unix,
-                            listeners=listeners,
-                            ssl_context=identity.ssl_context,
-                            on_request=partial(_on_request, page),
-                            origins=origin_policy,
-                            shutdown=stop,
-                            shutdown_timeout=patience,
-                            **settings,
-                        )
-                    )
-                    if sockets:
-                        assert identity.certificate is not None
-                        await nursery.start(
-                            partial(
-                                serve_webtransport,
-                                Echo(stop),
-                                sockets=sockets,
-                                tls=ServerTLS(identity.certificate),
-                                websocket_handler=_echo,
-                                websocket_settings=Settings(**settings),
-                                on_request=partial(_on_request, page),
-                                origins=origin_policy,
-                                shutdown=stop,
-                                shutdown_timeout=patience,
-                                close_timeout=close_timeout,
-                                keep_alive=_KEEP_ALIVE,
-                            )
-                        )
+                    started = await nursery.start(serving_echo if is_simple else serving_app)
                 except OSError as exc:
-                    where = str(unix) if unix else f"{host}:{port}"
-                    raise CommandFailed(f"cannot listen on {where}: {describe(exc)}") from exc
-                if unix is not None:
+                    raise CommandFailed(_why_not(unix, host, port, exc)) from exc
+                if isinstance(started, Serving):
+                    if page is not None:
+                        page.ipv4_only = all(":" not in address for address, _ in started.addresses)
+                    _announce(started.addresses, identity, over_quic=over_quic)
+                elif unix is not None:
                     click.echo(f"listening on ws+unix://{quote(str(unix), safe='')}/")
                 else:
-                    _announce(listeners, sockets, identity)
+                    addresses = [listener.socket.getsockname()[:2] for listener in started]
+                    _announce(addresses, identity, over_quic=False)
                 await anext(signals)
                 stop.set()
                 for number in _SIGNALS:
@@ -197,33 +197,46 @@ def serve(
     run_trio(main)
 
 
-async def _echo(websocket: WebSocket) -> None:
-    async for message in websocket:
-        await websocket.send(message)
+def _application(origins: Origins, page: Page | None, shutdown: trio.Event) -> App:
+    """All that is served where an application can listen."""
+    app = App(origins=origins)
+    add_endpoints(app, shutdown=shutdown)
+    app.session("/")(partial(serve_echo, shutdown=shutdown))
+    if page is not None:
+        app.http("/")(page)
+    return app
 
 
-def _on_request(page: Page | None, request: Request) -> None:
-    if page is not None and page.answer(request):
-        return
+def _why_not(unix: Path | None, host: str, port: int, exc: OSError) -> str:
+    said = describe(exc)
+    if unix is not None:
+        return f"cannot listen on {unix}: {said}"
+    protocol = _WHERE.search(said)
+    said = _WHERE.sub("", said)
+    if protocol is not None and protocol[1] == "UDP":
+        return (
+            f"cannot listen on UDP port {port} of {host} for WebTransport: {said} "
+            "(--no-webtransport does without)"
+        )
+    return f"cannot listen on {host}:{port}: {said}"
+
+
+def _on_request(request: Request) -> None:
     if request.path == "/health" and not request.asks_for_session:
         request.respond(200, body="ok\n")
 
 
-def _announce(
-    listeners: Sequence[Listener], sockets: Sequence[UdpSocket], identity: Identity
-) -> None:
+def _announce(addresses: Sequence[tuple[str, int]], identity: Identity, *, over_quic: bool) -> None:
     secure = identity.ssl_context is not None
-    addresses = []
-    for listener in listeners:
-        assert isinstance(listener, trio.SocketListener)
-        addresses.append(listener.socket.getsockname()[:2])
-        click.echo(f"listening on {'wss' if secure else 'ws'}://{_authority(*addresses[-1])}/")
-    for socket in sockets:
-        click.echo(f"listening on https://{_authority(*socket.local_address[:2])}/ (WebTransport)")
+    for address in addresses:
+        click.echo(f"listening on {'wss' if secure else 'ws'}://{_authority(*address)}/")
+    if over_quic:
+        for address in addresses:
+            click.echo(f"listening on https://{_authority(*address)}/ (WebTransport)")
     if (digest := identity.browser_hash) is not None:
         click.echo(f"certificate's SHA-256: {digest.hex(':').upper()}")
         click.echo(f"in base64: {base64.b64encode(digest).decode()}")
-    if sockets:
+    if over_quic:
         # An address that stands for all of them is none to go to.
         host, port = addresses[0]
         shown = _authority(_ANY.get(host, host), port)

@@ -24,7 +24,7 @@ from .text import escape
 from .webtransport_piped import pipe_session
 from .webtransport_talk import INTERRUPTED, Kind
 
-__all__ = ["SessionOptions", "certificate_hash", "talk_over_webtransport"]
+__all__ = ["SessionOptions", "cannot_find", "certificate_hash", "talk_over_webtransport"]
 
 _SHA256_BYTES = 32
 
@@ -45,6 +45,11 @@ def certificate_hash(text: str) -> bytes:
     if len(digest) != _SHA256_BYTES:
         raise ValueError(f"{text!r} is no SHA-256, in hexadecimal or in base64")
     return digest
+
+
+def cannot_find(url: str, exc: socket.gaierror) -> CommandFailed:
+    """What to say where a URL's host is not known."""
+    return CommandFailed(f"cannot find {parse_https_url(url).host}: {describe(exc)}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,9 +102,7 @@ async def talk_over_webtransport(url: str, options: SessionOptions, mode: Mode) 
         try:
             session = await stack.enter_async_context(opening)
         except socket.gaierror as exc:
-            raise CommandFailed(
-                f"cannot find {parse_https_url(url).host}: {describe(exc)}"
-            ) from exc
+            raise cannot_find(url, exc) from exc
 
         async def talk() -> ConnectionClosed | None:
             if not mode.interactive:

@@ -19,7 +19,7 @@ from __future__ import annotations
 import math
 import random
 from collections.abc import Awaitable, Callable
-from typing import Final, TypeVarTuple
+from typing import Final, Literal, TypeAlias, TypeVarTuple
 from urllib.parse import urlencode
 
 import trio
@@ -41,6 +41,7 @@ from ._baton_rules import (
     BATON_PATH,
     VERSION,
     BatonFailed,
+    BatonMove,
     BatonResult,
     BatonSessionError,
     BatonSettings,
@@ -61,6 +62,7 @@ _MAX_DATAGRAM_PADDING: Final = 1000
 _ANY_COUNT: Final = 10**9
 _DEFAULTS: Final = BatonSettings()
 
+_AnyStream: TypeAlias = ReceiveStream | SendStream
 Ts = TypeVarTuple("Ts")
 
 
@@ -123,13 +125,18 @@ async def serve_baton(
 
 
 async def run_baton(
-    session: WebTransportSession, settings: BatonSettings = _DEFAULTS
+    session: WebTransportSession,
+    settings: BatonSettings = _DEFAULTS,
+    *,
+    on_move: Callable[[BatonMove], object] | None = None,
 ) -> BatonResult:
     """Play the client's part, until all batons are at their end and the session is closed.
 
     Args:
         session: a session that was opened with a `baton_url`.
         settings: how to play.
+        on_move: is told of each message that has come or is about to be sent, and of batons that are lost. What it raises
+            ends the game, and comes out in a group.
 
     Returns:
         what became of the batons.
@@ -140,7 +147,7 @@ async def run_baton(
         ValueError: its URL is not valid.
     """
     query = Query.parse(session.request.query, _ANY_COUNT)
-    player = _Player(session, settings, query, is_server=False)
+    player = _Player(session, settings, query, is_server=False, on_move=on_move)
     await player.play()
     player.check()
     return player.result
@@ -154,6 +161,7 @@ class _Player:
         settings: how to play.
         query: what the client has asked for.
         is_server: which side.
+        on_move: is told what happens to the batons.
 
     Attributes:
         result: what has become of the batons.
@@ -166,12 +174,14 @@ class _Player:
         query: Query,
         *,
         is_server: bool,
+        on_move: Callable[[BatonMove], object] | None = None,
     ) -> None:
         self.result = BatonResult()
         self._session = session
         self._settings = settings
         self._query = query
         self._is_server = is_server
+        self._on_move = on_move
         self._ledger = Ledger(query, settings.max_count, is_server=is_server)
         self._nursery: trio.Nursery
 
@@ -237,10 +247,28 @@ class _Player:
         else:
             self._nursery.cancel_scope.cancel()
 
-    def _lose(self) -> None:
+    def _lose(self, stream: _AnyStream, value: int | None = None) -> None:
         """A baton is lost with its stream."""
+        self._tell("lost", value, stream)
         self.result.reset += 1
         self._settle()
+
+    def _tell(
+        self,
+        what: Literal["received", "sent", "lost"],
+        value: int | None,
+        stream: _AnyStream | None,
+    ) -> None:
+        """Tell what happens to a baton; on no stream, it is in a datagram."""
+        if self._on_move is None:
+            return
+        if stream is None:
+            move = BatonMove(what, value, "datagram", None)
+        elif isinstance(stream, Stream):
+            move = BatonMove(what, value, "bidirectional stream", stream.stream_id)
+        else:
+            move = BatonMove(what, value, "unidirectional stream", stream.stream_id)
+        self._on_move(move)
 
     # ---- receiving
 
@@ -271,6 +299,7 @@ class _Player:
             if not self._ledger.echoed(value):
                 self._fail(BatonSessionError.SUS, f"{value} is not what a datagram may bring")
                 return
+            self._tell("received", value, None)
             self.result.datagrams_received += 1
 
     async def _receive_uni(self, stream: ReceiveStream) -> None:
@@ -278,7 +307,7 @@ class _Player:
         async with stream:
             value = await self._read_due(stream, Kind.UNI)
         if value is not None:
-            answer = await self._take(value)
+            answer = await self._take(value, stream)
             if answer is not None:
                 await self._send_bidi(answer)
 
@@ -288,7 +317,7 @@ class _Player:
             if value is None:
                 stream.reset(BatonStreamError.WHATEVER)
                 return
-            answer = await self._take(value)
+            answer = await self._take(value, stream)
             if answer is not None:
                 await self._send(stream, answer, Kind.UNI)
 
@@ -298,7 +327,7 @@ class _Player:
             value = await self._read(stream)
         except StreamReset:
             if self._ledger.was_reset(kind):
-                self._lose()
+                self._lose(stream)
             return None
         finally:
             self._ledger.ended(kind)
@@ -339,8 +368,9 @@ class _Player:
             raise
         return value[0]
 
-    async def _take(self, value: int) -> int | None:
+    async def _take(self, value: int, stream: ReceiveStream) -> int | None:
         """A baton has come as it should: what to send in its place; None if it is at its end."""
+        self._tell("received", value, stream)
         self.result.received += 1
         self._be_patient()
         # Section 4.4.
@@ -376,7 +406,7 @@ class _Player:
                     try:
                         answer = await self._read(stream)
                     except StreamReset:
-                        self._lose()
+                        self._lose(stream)
                 # Without effect where it has ended.
                 stream.stop(BatonStreamError.IDC)
         self._check_credit(scope)
@@ -385,7 +415,7 @@ class _Player:
         if answer != (value + 1) % 256:
             self._fail(BatonSessionError.SUS, f"{answer} is not what was due")
             return
-        next_value = await self._take(answer)
+        next_value = await self._take(answer, stream)
         if next_value is not None:
             await self._send_uni(next_value)
 
@@ -393,12 +423,13 @@ class _Player:
         """Send a baton, and end the stream. Whether it went, as far as is known; if not, that was dealt with."""
         # Before it is sent: the answer may be faster than send_all.
         self._ledger.sending(value, answer_on)
+        self._tell("sent", value, stream)
         try:
             await stream.send_all(encode_message(value, self._settings.padding), eof=True)
         except StreamReset:
             stream.reset(BatonStreamError.WHATEVER)
             self._ledger.sending(value, answer_on, undo=True)
-            self._lose()
+            self._lose(stream, value)
             return False
         except trio.Cancelled:
             stream.reset(BatonStreamError.I_LIED)
@@ -416,5 +447,6 @@ class _Player:
         if room < 0:
             return
         padding = min(self._settings.padding, _MAX_DATAGRAM_PADDING, room)
+        self._tell("sent", value, None)
         await datagrams.send(encode_message(value, padding))
         self.result.datagrams_sent += 1

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections import Counter
 from dataclasses import dataclass
 from enum import Enum, IntEnum
-from typing import Final
+from typing import Final, Literal
 from urllib.parse import parse_qsl
 
 from .._errors import TrioWTError
@@ -19,6 +19,7 @@ __all__ = [
     "BATON_PATH",
     "VERSION",
     "BatonFailed",
+    "BatonMove",
     "BatonResult",
     "BatonSessionError",
     "BatonSettings",
@@ -117,6 +118,23 @@ class BatonResult:
     datagrams_sent: int = 0
     finished: int = 0
     reset: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class BatonMove:
+    """Something that happened to a baton.
+
+    Attributes:
+        what: "received", "sent", or "lost" with its stream, which was reset or stopped.
+        value: the baton; None if it was lost before it came.
+        by: what it went by: "unidirectional stream", "bidirectional stream" or "datagram".
+        stream_id: the stream's number; None for datagrams.
+    """
+
+    what: Literal["received", "sent", "lost"]
+    value: int | None
+    by: Literal["unidirectional stream", "bidirectional stream", "datagram"]
+    stream_id: int | None
 
 
 @dataclass(frozen=True, slots=True)
