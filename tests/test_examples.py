@@ -22,6 +22,7 @@ import trio
 import trustme
 
 import trio_wt
+from tests import test_examples_app
 from tests.shown_code import ROOT
 
 EXAMPLES = ROOT / "examples"
@@ -53,7 +54,8 @@ async def running(main: Any, *args: Any) -> AsyncIterator[int]:
 
 
 def test_all_of_them_are_tested_and_documented() -> None:
-    named = " ".join(name for name in globals() if name.startswith("test_"))
+    names = [*globals(), *vars(test_examples_app)]
+    named = " ".join(name for name in names if name.startswith("test_"))
     for path in EXAMPLES.glob("*.py"):
         assert path.stem in named, f"{path.name} has no test"
         assert path.name in (ROOT / "README.md").read_text(), f"{path.name} is not in the README"
