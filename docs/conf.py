@@ -45,6 +45,7 @@ nitpick_ignore_regex = [
     ("py:.*", _BUILT_IN),
     ("py:.*", "|".join(_ALIASES)),
     ("py:.*", r"trio_wt\._.*\.(T|StreamT|(Quic|WebTransport)?SettingsKwargs)|TypeAliasForwardRef"),
+    ("py:.*", r"trio_wt\.app\._.*\.[A-Z][A-Za-z]*T?|TypeForm"),
     # attributes that a class says in its docstring
     ("py:obj", "rsv"),
     # `WebSocket.send`, from where the settings are
@@ -86,6 +87,22 @@ _MADE_HERE = {
     "WebSocket",
     "WebTransportConnection",
     "WebTransportSession",
+    "app.AppStatistics",
+    "app.CircuitStatistics",
+    "app.ConcurrencyLimit",
+    "app.ConcurrencyStatistics",
+    "app.Context",
+    "app.EndpointStatistics",
+    "app.MessageStatistics",
+    "app.Permit",
+    "app.PoolStatistics",
+    "app.Previous",
+    "app.RateLimit",
+    "app.RateLimitStatistics",
+    "app.Serving",
+    "app.State",
+    "app.Subscription",
+    "app.TopicStatistics",
     "testing.NetworkSocket",
     "testing.NetworkStatistics",
 }
@@ -138,11 +155,18 @@ def restore_docstring(
 def find_in_package(
     app: Sphinx, env: BuildEnvironment, node: pending_xref, content: Element
 ) -> Element | None:
-    """Look for a bare name in `trio_wt`, wherever it is mentioned."""
+    """Look for a bare name in `trio_wt` and `trio_wt.app`, wherever it is mentioned."""
     if node.get("refdomain") != "py":
         return None
-    python, target = env.get_domain("py"), f"trio_wt.{node['reftarget']}"
-    return python.resolve_xref(env, node["refdoc"], app.builder, "obj", target, node, content)
+    python = env.get_domain("py")
+    for room in ("trio_wt", "trio_wt.app"):
+        target = f"{room}.{node['reftarget']}"
+        found = python.resolve_xref(
+            env, node["refdoc"], app.builder, "obj", target, node, content
+        )
+        if found is not None:
+            return found
+    return None
 
 
 def setup(app: Sphinx) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import re
 import ssl
 import sys
@@ -132,7 +133,7 @@ TABLES = ["names-pywebtransport-table", "names-websockets-table", "names-trio-we
 @pytest.mark.parametrize("table", TABLES)
 def test_names_of_ours_are_there(table: str) -> None:
     for _, ours in rows(table):
-        for name in re.findall(r"(?<!`)`([A-Za-z_]+)`(?!`)", ours):
+        for name in re.findall(r"(?<![`:])`([A-Za-z_]+)`(?!`)", ours):
             assert hasattr(trio_wt, name) or hasattr(trio_wt.app, name), name
         for name in re.findall(r"\b([A-Z][A-Za-z]+)\(", ours):
             assert hasattr(trio_wt, name) or hasattr(trio_wt.app, name), name
@@ -160,3 +161,39 @@ def test_names_of_pywebtransport_are_there() -> None:
     ):
         assert hasattr(session, name), name
         assert any(name in theirs for theirs, _ in rows(TABLES[0])), name
+
+
+# ---- the table of bounds, and the reference
+
+
+def test_the_table_of_bounds() -> None:
+    text = (DOCS / "app" / "bounds.rst").read_text()
+    found = {}
+    for _, parameter, default, _ in re.findall(
+        r"^   \* - (.+)\n     -(?: (.+))?\n     -(?: (.+))?\n     -(?: (.+))?$", text, re.M
+    ):
+        if match := re.fullmatch(r"``([\w.]+)``: ``(\w+)``", parameter):
+            found[match[1], match[2]] = default
+    owners: dict[str, Any] = {
+        "App.serve": trio_wt.app.App.serve,
+        "subscribe": trio_wt.app.Topic.subscribe,
+        **{name: getattr(trio_wt.app, name) for name in trio_wt.app.__all__},
+    }
+    checked = 0
+    for (owner, name), told in found.items():
+        default = inspect.signature(owners[owner]).parameters[name].default
+        if default is None:
+            assert told == "no limit" or told.startswith("1 of a WebSocket"), (owner, name)
+        else:
+            number = {"1 MiB": "1048576"}.get(told, told.removesuffix(" s").replace(",", ""))
+            assert float(number) == default, (owner, name)
+            checked += 1
+    assert checked >= 10
+
+
+def test_the_reference_has_every_public_name() -> None:
+    text = (DOCS / "app" / "reference.rst").read_text()
+    shown = set(re.findall(r"^\.\. (?:auto\w+|data):: (\S+)$", text, re.M))
+    # shown where they belong to the package itself
+    elsewhere = {"Request", "Response", "Attempt", "Reconnect", "reconnect", "is_transient"}
+    assert shown == set(trio_wt.app.__all__) - elsewhere
