@@ -251,6 +251,23 @@ async def test_webtransport_goes_on_over_clean_ends_only(codes: list[int], last:
     assert sessions == len(codes)
 
 
+async def test_a_server_that_says_it_shuts_down_may_use_any_code() -> None:
+    network, sessions = Network(), 0
+
+    async def handler(session: WebTransportSession) -> None:
+        session.drain()
+        await session.aclose(1)
+
+    async with serving(handler, network):
+        async for attempt in reconnect(visit, network):
+            async with attempt as session:
+                sessions += 1
+                if sessions == 3:
+                    break
+                await session.incoming_streams.receive()
+    assert sessions == 3
+
+
 async def test_a_caller_may_know_what_codes_mean() -> None:
     network = Network()
     async with serving(ends(7, 7, 8), network):  # type: ignore[arg-type]

@@ -39,15 +39,14 @@ from trio_wt.interop import (
 from trio_wt.interop._stats import stats_of_request
 
 KINDS = ("websocket 1.1", "websocket 3", "webtransport")
-STOPPING = "the server is stopping"
 
 
 @asynccontextmanager
 async def endpoints(**options: Any) -> AsyncIterator[Served]:
-    """A server of them that tells its sessions when it stops."""
+    """A server of them."""
     app = App()
     async with serving_in_memory(app) as served:
-        add_endpoints(app, shutdown=served.shutdown, **options)
+        add_endpoints(app, **options)
         yield served
 
 
@@ -138,11 +137,11 @@ async def test_shutdown_waits_for_streams_under_way_only(path: str) -> None:
             await stream.send_all(b", still", eof=True)
             assert path != "/echo" or await stream.receive_all() == b", still"
         end = await session.wait_closed()
-        assert (type(end), end.code, end.reason) == (ConnectionClosedOK, 0, STOPPING)
+        assert (type(end), end.code, end.reason) == (ConnectionClosedOK, 0, "")
         assert trio.current_time() - begin < 1
 
 
-async def test_a_handler_without_a_shutdown_lasts_as_long_as_its_client() -> None:
+async def test_a_handler_lasts_as_long_as_its_client() -> None:
     app = App()
     add_endpoints(app)
     async with serving_in_memory(app) as served:

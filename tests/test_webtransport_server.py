@@ -550,3 +550,21 @@ async def test_a_server_cannot_ask() -> None:
         assert await connection.ping() > 0
         async with stream_pair(session, theirs):
             pass
+
+
+async def test_a_handler_learns_that_its_server_shuts_down() -> None:
+    network, shutdown = Network(), trio.Event()
+    seen: list[bool] = []
+
+    async def handler(session: WebTransportSession) -> None:
+        seen.append(session.draining)
+        await session.wait_draining()
+        seen.append(session.draining)
+
+    async with serving(handler, network, shutdown=shutdown), visit(network) as session:
+        await settle()
+        shutdown.set()
+        end = await session.wait_closed()
+        assert (type(end), end.code) == (ConnectionClosedOK, 0)
+        assert session.draining
+    assert seen == [False, True]

@@ -25,6 +25,7 @@ __all__ = [
     "HandshakeFailed",
     "IncompleteRead",
     "InternalError",
+    "PeersDoing",
     "ReadLimitExceeded",
     "Rejected",
     "StreamAbort",
@@ -189,7 +190,11 @@ class StreamAbort(TrioWTError):
         self.code = code
 
 
-class IncompleteRead(TrioWTError, trio.BrokenResourceError):
+class PeersDoing(TrioWTError):
+    """What any peer can bring about as often as it likes; a server's log gets a line of it, and no traceback."""
+
+
+class IncompleteRead(PeersDoing, trio.BrokenResourceError):
     """A stream ended before what was asked for had come; what did come can still be received.
 
     Attributes:
@@ -204,7 +209,7 @@ class IncompleteRead(TrioWTError, trio.BrokenResourceError):
         return f"the stream ended after {self.received} bytes of what was asked for; they can still be received"
 
 
-class ReadLimitExceeded(TrioWTError):
+class ReadLimitExceeded(PeersDoing):
     """More has come than the caller wanted to hold; it can still be received.
 
     Attributes:

@@ -11,10 +11,9 @@ from trio_wt.interop import add_endpoints, baton_url, run_baton
 
 async def main() -> None:
     app = App(origins="any")
-    shutdown = trio.Event()
-    add_endpoints(app, shutdown=shutdown)
+    add_endpoints(app)
     tls = ReloadingTLS("cert.pem", "key.pem")
-    await app.serve("localhost", 4433, tls=tls, shutdown=shutdown)
+    await app.serve("localhost", 4433, tls=tls)
 
 
 async def play() -> None:

@@ -141,7 +141,7 @@ def serve(
     origin_policy: Origins = "any" if "any" in origins else origins or "same-host"
     patience = max(grace - close_timeout, 0)
     page = Page(identity) if over_quic else None
-    app = _application(origin_policy, page, stop)
+    app = _application(origin_policy, page)
     tls = None if identity.certificate is None else ServerTLS(identity.certificate)
     serving_app = partial(
         app.serve,
@@ -197,11 +197,11 @@ def serve(
     run_trio(main)
 
 
-def _application(origins: Origins, page: Page | None, shutdown: trio.Event) -> App:
+def _application(origins: Origins, page: Page | None) -> App:
     """All that is served where an application can listen."""
     app = App(origins=origins)
-    add_endpoints(app, shutdown=shutdown)
-    app.session("/")(partial(serve_echo, shutdown=shutdown))
+    add_endpoints(app)
+    app.session("/")(serve_echo)
     if page is not None:
         app.http("/")(page)
     return app

@@ -6,7 +6,7 @@ import logging
 from collections.abc import Callable
 from types import TracebackType
 
-from .._errors import ConnectionClosed, HandshakeFailed, StreamReset
+from .._errors import ConnectionClosed, HandshakeFailed, PeersDoing, StreamReset
 
 __all__ = ["contain_errors"]
 
@@ -60,8 +60,7 @@ def _log(message: str, exc: Exception) -> None:
     rest = _without(exc, _is_only_an_end)
     if rest is None:
         return
-    if _without(rest, _is_only_a_reset) is None:
-        # Any peer can bring this about as often as it likes: a line is enough.
+    if _without(rest, _is_peers_doing) is None:
         while isinstance(rest, BaseExceptionGroup):
             rest = rest.exceptions[0]
         logger.error("%s: %s", message, rest)
@@ -85,6 +84,6 @@ def _is_only_an_end(exc: BaseException) -> bool:
     return isinstance(exc, ConnectionClosed)
 
 
-def _is_only_a_reset(exc: BaseException) -> bool:
-    """Whether this is what any peer can bring about by giving a stream up."""
-    return isinstance(exc, StreamReset) and exc.remote
+def _is_peers_doing(exc: BaseException) -> bool:
+    """Whether this is what any peer can bring about, as by giving a stream up: a line is enough."""
+    return isinstance(exc, PeersDoing) or (isinstance(exc, StreamReset) and exc.remote)

@@ -92,7 +92,7 @@ class SessionCarrier(Carrier):
         session_id: the number of the session's own stream.
         datagrams, incoming_streams, incoming_receive_streams: as `WebTransportSession` has them.
         cancel_scope: covers the session's block.
-        draining: the peer has asked for the session's end.
+        draining: the session is to come to its end.
         base_priority: what is added to the priority of the session's streams.
         streams: the streams that the application is not done with.
         driver: see there.
@@ -494,7 +494,7 @@ class SessionCarrier(Carrier):
                 self._take_back = self._later(self.settings.close_timeout, self._stop_listening)
 
     def asked_to_drain(self) -> None:
-        """The peer would like the session to come to its end."""
+        """The peer, or the server that shuts down, would like the session to come to its end."""
         self.draining = True
         self._changed.unpark_all()
 
@@ -512,6 +512,11 @@ class SessionCarrier(Carrier):
     def drain_peer(self) -> None:
         """Ask the peer to come to an end."""
         self._tell(self._protocol.drain())
+
+    def drain_both(self) -> None:
+        """The server shuts down: the session is to come to its end, by whichever side."""
+        self.drain_peer()
+        self.asked_to_drain()
 
     def _violated(self) -> None:
         for event in self._protocol.violated():

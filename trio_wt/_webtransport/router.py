@@ -138,7 +138,7 @@ class Sessions(SessionRouter):
             if self.http3.driver.is_client:
                 session.asked_to_drain()
             else:
-                session.drain_peer()
+                session.drain_both()
 
     def give_up(self, reason: str) -> None:
         for session in list(self.open.values()):

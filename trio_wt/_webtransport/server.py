@@ -461,7 +461,7 @@ class _Server:
         )
         self._sessions.opened(carrier)
         if http3.going_away:
-            carrier.drain_peer()
+            carrier.drain_both()
         return carrier, session
 
     def open_websocket(

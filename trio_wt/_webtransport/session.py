@@ -164,11 +164,13 @@ class WebTransportSession:
 
     @property
     def draining(self) -> bool:
-        """Whether the peer has asked for that, or takes no new sessions any more."""
+        """Whether the session is to come to its end: the peer has asked for that, or takes no new sessions any more, or this side is a
+        server that shuts down.
+        """
         return self._carrier.draining
 
     async def wait_draining(self) -> None:
-        """Wait until the peer asks for the session's end.
+        """Wait until the session is `draining`.
 
         Raises:
             ConnectionClosed: the session has ended.

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from .._errors import IncompleteRead, TrioWTError
+from .._errors import IncompleteRead, PeersDoing, TrioWTError
 from .._util import safe_text
 
 __all__ = ["IncompleteMessage", "InvalidMessage", "MessageTooLarge", "MissingExtra"]
 
 
-class InvalidMessage(TrioWTError, ValueError):
+class InvalidMessage(PeersDoing, ValueError):
     """A message has come that is not what it should be.
 
     A codec's ``decode`` may raise it too, or any other `ValueError`, which `MessageChannel` turns into one of these.

@@ -43,6 +43,7 @@ def is_transient(exc: Exception, session: object = None, *, opening: bool = Fals
       application defines (3000 to 4999)
     - a QUIC connection or a WebTransport session was lost, was ended by QUIC itself, or was closed with code 0: yes, but not with
       another code, whose meaning only the application knows
+    - a WebTransport session, which the server had asked to come to its end before, was ended by it in any way: yes
     - an HTTP/3 connection ended: yes
 
     What else a block raises is not: a stream that was reset, an `OSError`, or a mistake.
@@ -69,7 +70,10 @@ def _is_end_transient(exc: ConnectionClosed, session: object) -> bool:
         session, WebTransportConnection
     ):
         return True
-    if isinstance(session, WebTransportSession | Connection):
+    if isinstance(session, WebTransportSession):
+        # A server that shuts down says so first, and then with whatever code cancelled handlers have.
+        return exc.code == 0 or (exc.remote and session.draining)
+    if isinstance(session, Connection):
         return exc.code == 0
     if exc.code == 0:
         return isinstance(exc, ConnectionClosedOK)  # no WebSocket's

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from contextlib import suppress
 
-import trio
-
 from .._errors import DatagramTooLarge, StreamAbort, StreamReset
 from .._quic.receive_stream import ReceiveStream
 from .._quic.send_stream import SendStream
@@ -18,7 +16,7 @@ from ._streams import serve_streams
 __all__ = ["serve_echo"]
 
 
-async def serve_echo(session: Session, *, shutdown: trio.Event | None = None) -> None:
+async def serve_echo(session: Session) -> None:
     """A handler that sends back what comes, until the session is closed.
 
     A WebSocket's messages come back as they were, text or binary. A bidirectional stream comes back on itself, a unidirectional one on
@@ -26,18 +24,17 @@ async def serve_echo(session: Session, *, shutdown: trio.Event | None = None) ->
     received, and one that is reset is reset with the same code.
 
     Args:
-        session: a session of either kind.
-        shutdown: once set, no new streams are taken, and a WebTransport session is closed with code 0 when those under way have
-            ended. WebSockets are closed by their server.
+        session: a session of either kind. Once a WebTransport session is to come to its end, no new streams are taken, and it is
+            closed with code 0 when those under way have ended.
     """
     if isinstance(session, WebSocket):
         async for message in session:
             await session.send(message)
     else:
-        await _echo_streams(session, shutdown)
+        await _echo_streams(session)
 
 
-async def _echo_streams(session: WebTransportSession, shutdown: trio.Event | None) -> None:
+async def _echo_streams(session: WebTransportSession) -> None:
     async def on_stream(stream: Stream) -> None:
         async with stream:
             await _copy(stream, stream)
@@ -55,7 +52,6 @@ async def _echo_streams(session: WebTransportSession, shutdown: trio.Event | Non
         on_stream=on_stream,
         on_receive_stream=on_receive_stream,
         on_datagram=on_datagram,
-        shutdown=shutdown,
     )
 
 

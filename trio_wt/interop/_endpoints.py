@@ -6,10 +6,7 @@ import time
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import asdict
-from functools import partial
 from typing import Final
-
-import trio
 
 from .._headers import Headers
 from .._http.request import Request, Response
@@ -32,7 +29,6 @@ def add_endpoints(
     *,
     subprotocols: Sequence[str] = (),
     baton: BatonSettings = _DEFAULTS,
-    shutdown: trio.Event | None = None,
 ) -> None:
     """Add the interop endpoints to an application.
 
@@ -45,7 +41,6 @@ def add_endpoints(
         app: the application; its Origins hold here too. It is its figures that ``/status`` tells.
         subprotocols: the subprotocols that ``/echo`` and ``/stats`` support, best first.
         baton: how to play it.
-        shutdown: the event that ends the server, so that sessions do not wait for their peers then.
 
     Raises:
         ValueError: the application has such a route already, or a subprotocol is not valid.
@@ -79,8 +74,8 @@ def add_endpoints(
     def health(request: Request) -> str:
         return "ok\n"
 
-    app.session("/echo", subprotocols=subprotocols)(partial(serve_echo, shutdown=shutdown))
-    app.session("/stats", subprotocols=subprotocols)(partial(serve_stats, shutdown=shutdown))
+    app.session("/echo", subprotocols=subprotocols)(serve_echo)
+    app.session("/stats", subprotocols=subprotocols)(serve_stats)
     app.http("/stats")(stats)
     app.webtransport(BATON_PATH, middleware=[check_query])(play)
     app.http("/status")(status)

@@ -65,16 +65,15 @@ def stats_of_session(session: Session) -> dict[str, Any]:
     }
 
 
-async def serve_stats(session: Session, *, shutdown: trio.Event | None = None) -> None:
+async def serve_stats(session: Session) -> None:
     """A handler that tells what it knows of its session, as JSON.
 
     A WebSocket gets it as one text message, after a ping that measures the round trip, and is closed. A WebTransport session gets it on
     one unidirectional stream at once, and on each stream that it opens: on the same one, or on a new one if that is unidirectional;
-    what the peer sends is not looked at. It lasts until the peer closes it.
+    what the peer sends is not looked at. It lasts until the peer closes it, or it is to come to its end.
 
     Args:
         session: a session of either kind.
-        shutdown: once set, a WebTransport session is closed with code 0.
     """
     if isinstance(session, WebSocket):
         with trio.move_on_after(_PING_PATIENCE):
@@ -83,7 +82,7 @@ async def serve_stats(session: Session, *, shutdown: trio.Event | None = None) -
         return
     async with trio.open_nursery() as nursery:
         nursery.start_soon(until_closed, _tell, session)
-        await _tell_on_streams(session, shutdown)
+        await _tell_on_streams(session)
         nursery.cancel_scope.cancel()
 
 
@@ -93,7 +92,7 @@ async def _tell(session: WebTransportSession) -> None:
             await stream.send_all(_text(session).encode(), eof=True)
 
 
-async def _tell_on_streams(session: WebTransportSession, shutdown: trio.Event | None) -> None:
+async def _tell_on_streams(session: WebTransportSession) -> None:
     async def on_stream(stream: Stream) -> None:
         async with stream:
             with suppress(StreamReset):
@@ -105,9 +104,7 @@ async def _tell_on_streams(session: WebTransportSession, shutdown: trio.Event | 
             await _tell(session)
             await _drop(stream)
 
-    await serve_streams(
-        session, on_stream=on_stream, on_receive_stream=on_receive_stream, shutdown=shutdown
-    )
+    await serve_streams(session, on_stream=on_stream, on_receive_stream=on_receive_stream)
 
 
 async def _drop(stream: ReceiveStream) -> None:

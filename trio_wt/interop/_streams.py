@@ -26,7 +26,6 @@ async def serve_streams(
     on_stream: Callable[[Stream], Awaitable[None]],
     on_receive_stream: Callable[[ReceiveStream], Awaitable[None]],
     on_datagram: Callable[[bytes], Awaitable[None]] | None = None,
-    shutdown: trio.Event | None = None,
 ) -> None:
     """Serve a session to its end.
 
@@ -35,7 +34,8 @@ async def serve_streams(
         on_stream: runs in a task of its own for each bidirectional stream.
         on_receive_stream: the same for unidirectional ones.
         on_datagram: gets each datagram, one at a time; None leaves them alone.
-        shutdown: once set, nothing is taken any more, and the session is closed when the streams under way have ended.
+
+    Once the session is to come to its end, nothing is taken any more, and it is closed when the streams under way have ended.
     """
     async with trio.open_nursery() as nursery:
 
@@ -50,8 +50,7 @@ async def serve_streams(
                 await handle(data)
 
         with trio.CancelScope() as taking:
-            if shutdown is not None:
-                nursery.start_soon(_cancel_after, shutdown, taking)  # noqa: ASYNC111  # ends with the block
+            nursery.start_soon(until_closed, _cancel_when_draining, session, taking)  # noqa: ASYNC111  # ends with the block
             async with trio.open_nursery() as loops:
                 loops.start_soon(until_closed, take, session.incoming_streams, on_stream)
                 loops.start_soon(
@@ -61,11 +60,11 @@ async def serve_streams(
                     loops.start_soon(until_closed, take_datagrams, on_datagram)
         if not taking.cancelled_caught:
             nursery.cancel_scope.cancel()
-    await session.aclose(0, "the server is stopping")
+    await session.aclose()
 
 
-async def _cancel_after(event: trio.Event, scope: trio.CancelScope) -> None:
-    await event.wait()
+async def _cancel_when_draining(session: WebTransportSession, scope: trio.CancelScope) -> None:
+    await session.wait_draining()
     scope.cancel()
 
 
