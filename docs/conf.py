@@ -38,14 +38,16 @@ _ALIASES = [
     "SessionHandler",
     "WebSocketHandler",
 ]
-_ELSEWHERE = r"(collections|contextlib|cryptography|os|re|socket|ssl|trio|typing|urllib)\..*"
+_ELSEWHERE = (
+    r"(collections|contextlib|cryptography|logging|os|random|re|socket|ssl|trio|typing|urllib)\..*"
+)
 _BUILT_IN = "str|bytes|int|float|bool|None|memoryview|bytearray|.*Error|ClassVar"
 nitpick_ignore_regex = [
     ("py:.*", _ELSEWHERE),
     ("py:.*", _BUILT_IN),
     ("py:.*", "|".join(_ALIASES)),
     ("py:.*", r"trio_wt\._.*\.(T|StreamT|(Quic|WebTransport)?SettingsKwargs)|TypeAliasForwardRef"),
-    ("py:.*", r"trio_wt\.app\._.*\.[A-Z][A-Za-z]*T?|TypeForm"),
+    ("py:.*", r"trio_wt\.app\._.*\.[A-Z]\w*|T|TypeForm"),
     # attributes that a class says in its docstring
     ("py:obj", "rsv"),
     # `WebSocket.send`, from where the settings are
@@ -161,9 +163,7 @@ def find_in_package(
     python = env.get_domain("py")
     for room in ("trio_wt", "trio_wt.app"):
         target = f"{room}.{node['reftarget']}"
-        found = python.resolve_xref(
-            env, node["refdoc"], app.builder, "obj", target, node, content
-        )
+        found = python.resolve_xref(env, node["refdoc"], app.builder, "obj", target, node, content)
         if found is not None:
             return found
     return None

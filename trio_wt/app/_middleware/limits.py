@@ -141,7 +141,7 @@ def rate_limit(
             has a full bucket when it comes again.
 
     Returns:
-        a middleware with figures: ``statistics()``.
+        a middleware, with figures in ``statistics()``.
 
     Raises:
         TypeError: ``key`` is no function.
@@ -296,7 +296,7 @@ def limit_concurrency(
         retry_after: after how many seconds clients are told to come again, rounded up.
 
     Returns:
-        a middleware with figures: ``statistics()``.
+        a middleware, with figures in ``statistics()``.
 
     Raises:
         TypeError: ``limit`` is no int, or ``key`` no function.
