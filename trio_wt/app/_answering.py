@@ -6,6 +6,9 @@ import inspect
 from collections.abc import Awaitable, Callable, Sequence
 from typing import TypeAlias
 
+import trio
+
+from .._errors import ConnectionClosed, TrioWTError
 from .._headers import HeadersLike
 from .._http.exchange import Exchange, rejection_of
 from .._http.request import Accept, Reject, Request
@@ -21,6 +24,7 @@ from ._figures import Figures
 from ._responses import response_of
 
 __all__ = [
+    "ClientGone",
     "Finish",
     "kind_of",
     "no_route",
@@ -28,11 +32,19 @@ __all__ = [
     "respond",
     "run_page",
     "run_session",
+    "sole",
     "surround",
 ]
 
 #: What is left to do inside of the middlewares.
 Finish: TypeAlias = Callable[[], Awaitable[None]]
+
+
+class ClientGone(TrioWTError):
+    """The client has left before its session was open; what it left with is the cause."""
+
+    def __str__(self) -> str:
+        return f"the client has left before its session was open: {self.__cause__}"
 
 
 class _Options(HTTPError):
@@ -52,12 +64,17 @@ def kind_of(request: Request) -> Kind:
 
 def no_route(request: Request, found: Sequence[Leaf]) -> HTTPError:
     """The answer to a request that no handler is for."""
+    if request.method == "OPTIONS" and request.raw_path == "*":
+        return _Options(())  # of the server as a whole (RFC 9110 section 9.3.7)
     if not found:
         return HTTPError(404, "there is nothing here\n")
-    allowed = sorted({method for leaf in found for method in leaf.allowed()})
+    allowed = sorted(set().union(*(leaf.allowed(request.http_version) for leaf in found)))
     allow = [("Allow", ", ".join(allowed))]
     if request.method == "OPTIONS":
         return _Options(allow)
+    if request.method in allowed and request.asks_for_session:
+        # RFC 9220 section 3
+        return HTTPError(501, "this takes another kind of session\n")
     takes_websockets = any("websocket" in leaf.sessions for leaf in found)
     if request.http_version != "3" and request.method == "GET" and takes_websockets:
         # RFC 9110 section 15.5.22
@@ -90,11 +107,16 @@ async def surround(
         await respond(exchange, context, refusal)
 
 
-def _refusal_of(exc: Exception) -> Reject | None:
+def sole(exc: BaseException) -> BaseException:
+    """An exception, out of the groups that nurseries have put it in, if it is alone there."""
+    while isinstance(exc, BaseExceptionGroup) and len(exc.exceptions) == 1:
+        exc = exc.exceptions[0]
+    return exc
+
+
+def _refusal_of(exc: BaseException) -> Reject | None:
     """The answer that an exception asks for; None if it asks for none."""
-    if isinstance(exc, ExceptionGroup):
-        # As a nursery raises it.
-        return _refusal_of(exc.exceptions[0]) if len(exc.exceptions) == 1 else None
+    exc = sole(exc)
     if isinstance(exc, BadRequest):
         return rejection_of(exc)
     if not isinstance(exc, HTTPError):
@@ -105,6 +127,7 @@ def _refusal_of(exc: Exception) -> Reject | None:
 
 async def respond(exchange: Exchange, context: Context, response: Reject) -> None:
     """Send a plain response, with the headers that middlewares have added."""
+    await trio.lowlevel.checkpoint_if_cancelled()
     context.status = response.status
     headers = context.headers + response.headers.fields
     await exchange.respond(Reject(response.status, headers, response.body))
@@ -128,9 +151,19 @@ async def run_session(
         raise HTTPError(403, "this Origin is not allowed\n")
     subprotocol = choose_subprotocol(request.subprotocols, endpoint.subprotocols)
     check_extra_headers(context.headers)
-    block, session = await exchange.accept(Accept(subprotocol, context.headers))
+    try:
+        block, session = await exchange.accept(Accept(subprotocol, context.headers))
+    except (ConnectionClosed, trio.BrokenResourceError, trio.ClosedResourceError) as exc:
+        raise ClientGone from exc
     context.status = 101 if request.http_version != "3" else 200
     context.session = session
-    figures.opened(context)
-    async with block:
-        await endpoint.call(context, session)
+    kind = context.kind
+    figures.opened(kind)
+    try:
+        async with block:
+            running = endpoint.call(context, session)
+            if not inspect.isawaitable(running):
+                raise TypeError(f"the handler of {context.route} is for sessions and must be async")
+            await running
+    finally:
+        figures.ended(kind)

@@ -8,10 +8,10 @@ from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager, AsyncExitStack
 from functools import partial
 from typing import Final, Literal, TypeAlias, TypeVar
+from urllib.parse import unquote
 
 import trio
 
-from .._errors import ConnectionClosed, StreamReset
 from .._headers import Headers
 from .._http.exchange import Exchange
 from .._http.policy import check_origins
@@ -21,12 +21,31 @@ from .._quic.server import ServerTLSSource
 from .._util import safe_text
 from .._websocket.settings import Settings
 from .._webtransport.settings import WebTransportSettings
-from ._answering import Finish, kind_of, no_route, refuse, respond, run_page, run_session, surround
+from ._answering import (
+    ClientGone,
+    Finish,
+    kind_of,
+    no_route,
+    refuse,
+    respond,
+    run_page,
+    run_session,
+    sole,
+    surround,
+)
 from ._context import Context, HTTPError, Kind, Middleware, State
-from ._endpoints import Candidate, Endpoint, Leaf, Mount, takes_context_of
-from ._figures import AppStatistics, Figures
+from ._endpoints import (
+    Candidate,
+    Endpoint,
+    Leaf,
+    Mount,
+    check_manager,
+    checked_middleware,
+    takes_context_of,
+)
+from ._figures import AppStatistics, Figures, is_failure
 from ._routing import Converter, Routes
-from ._serving import Serving, serve_application
+from ._serving import Serving, check_settings, serve_application
 
 __all__ = ["App", "Lifespan"]
 
@@ -54,7 +73,7 @@ class App:
 
     Args:
         middleware: surrounds every request, the first one outermost, also those that no route takes.
-        lifespan: surrounds the life of the application; it may set `state`.
+        lifespan: surrounds the life of the application; it may set ``state``.
         origins: which Origins sessions are opened for, if their route does not say otherwise: "same-host" as the request, "any",
             or a list; a request without one is let in.
         converters: further converters for parameters in paths.
@@ -64,7 +83,8 @@ class App:
         origins: see there.
 
     Raises:
-        ValueError: ``origins`` says nothing about Origins.
+        ValueError: ``origins`` says nothing about Origins, or a converter's name or pattern is not valid.
+        TypeError: a middleware or the lifespan gives no async context manager.
     """
 
     def __init__(
@@ -76,14 +96,17 @@ class App:
         converters: Mapping[str, Converter] | None = None,
     ) -> None:
         check_origins(origins)
+        if lifespan is not None:
+            check_manager("a lifespan", lifespan)
         self.state: State = State()
-        self._middleware = tuple(middleware)
+        self._middleware = checked_middleware(middleware)
         self._lifespan = lifespan
         self.origins: Origins = origins
         self._converters = dict(converters or {})
         self._routes: Routes[Leaf] = Routes(self._converters)
         self._mounts: list[Mount] = []
         self._figures = Figures()
+        self._is_alive = False
 
     # ---- routes
 
@@ -109,7 +132,7 @@ class App:
 
         Raises:
             ValueError: the path is not valid, or it has such a handler already.
-            TypeError: the handler does not take the path's parameters.
+            TypeError: the handler does not take the path's parameters, or a middleware gives no async context manager.
         """
         return self._adds_session(path, ("websocket",), subprotocols, origins, middleware)
 
@@ -155,22 +178,25 @@ class App:
 
         Raises:
             ValueError: the path or a method is not valid, or has a handler already.
-            TypeError: the handler does not take the path's parameters.
+            TypeError: the handler does not take the path's parameters, or a middleware gives no async context manager.
         """
         if isinstance(methods, str):
             raise TypeError(f"methods must be a sequence, such as [{methods!r}]")
-        wanted = [method.upper() for method in methods]
+        wanted = dict.fromkeys(method.upper() for method in methods)
+        if not wanted:
+            raise ValueError("give at least one method")
+        around = checked_middleware(middleware)
         for method in wanted:
             if not method or not _METHOD.issuperset(method) or method == "CONNECT":
                 raise ValueError(f"{method!r} is not a method for plain requests")
 
         def add(handler: PageT) -> PageT:
-            endpoint = self._endpoint(path, handler, tuple(middleware))
+            endpoint = self._endpoint(path, handler, around)
             leaf, _ = self._routes.add(path, Leaf)
             for method in wanted:
                 if method in leaf.methods:
                     raise ValueError(f"{path!r} has a handler for {method} already")
-                leaf.methods[method] = endpoint
+            leaf.methods.update(dict.fromkeys(wanted, endpoint))
             return handler
 
         return add
@@ -186,16 +212,15 @@ class App:
         check_subprotocols(subprotocols)
         if origins is not None:
             check_origins(origins)
+        around = checked_middleware(middleware)
 
         def add(handler: SessionT) -> SessionT:
-            endpoint = self._endpoint(
-                path, handler, tuple(middleware), tuple(subprotocols), origins
-            )
+            endpoint = self._endpoint(path, handler, around, tuple(subprotocols), origins)
             leaf, _ = self._routes.add(path, Leaf)
             for kind in kinds:
                 if kind in leaf.sessions:
                     raise ValueError(f"{path!r} has a handler for {kind} already")
-                leaf.sessions[kind] = endpoint
+            leaf.sessions.update(dict.fromkeys(kinds, endpoint))
             return handler
 
         return add
@@ -228,14 +253,15 @@ class App:
         """
         if app is self or any(inner is self for inner in app._applications()):
             raise ValueError("an application cannot be mounted on itself")
-        if not prefix.startswith("/") or prefix == "/" or any(c in prefix for c in "{}?#"):
+        inner = prefix.strip("/")
+        if not prefix.startswith("/") or not inner or any(c in prefix for c in "{}?#"):
             raise ValueError(
                 f"{prefix!r} is no prefix: write a path without parameters, such as /admin"
             )
-        segments = tuple(prefix.strip("/").split("/"))
+        segments = tuple(unquote(part) for part in inner.split("/"))
         if any(mount.segments == segments for mount in self._mounts):
             raise ValueError(f"there is an application at {prefix!r} already")
-        self._mounts.append(Mount(segments, app))
+        self._mounts.append(Mount(f"/{inner}", segments, app))
         self._mounts.sort(key=lambda mount: -len(mount.segments))
 
     def _applications(self) -> Iterator[App]:
@@ -285,16 +311,28 @@ class App:
 
         Raises:
             ValueError: a setting is out of its range.
+            TypeError: ``tls`` or ``http3`` is something else.
             OSError: the address cannot be listened on, or a file cannot be read.
+            RuntimeError: the application, or one that it has mounted, has a lifespan and is being served already.
 
         Cancelled, it shuts down in the same way, within ``shutdown_timeout`` and the sessions' ``close_timeout``.
         """
+        await trio.lowlevel.checkpoint()
+        check_settings(
+            port,
+            tls=tls,
+            http3=http3,
+            handshake_timeout=handshake_timeout,
+            shutdown_timeout=shutdown_timeout,
+            signals=signals,
+            handler_errors=handler_errors,
+        )
         async with AsyncExitStack() as stack:
-            for app in self._applications():
-                if app._lifespan is not None:
-                    await stack.enter_async_context(app._lifespan(app))
+            # One that is mounted twice lives once.
+            for app in dict.fromkeys(self._applications()):
+                await app._enter_lifespan(stack)
             await serve_application(
-                self._answer,
+                partial(self._answer, raise_errors=handler_errors == "raise"),
                 host,
                 port,
                 tls=tls,
@@ -309,6 +347,17 @@ class App:
                 task_status=task_status,
             )
 
+    async def _enter_lifespan(self, stack: AsyncExitStack) -> None:
+        if self._lifespan is None:
+            return
+        if self._is_alive:
+            raise RuntimeError(
+                "this application is being served already, and its lifespan can only be entered once at a time"
+            )
+        self._is_alive = True
+        stack.callback(setattr, self, "_is_alive", False)
+        await stack.enter_async_context(self._lifespan(self))
+
     def statistics(self) -> AppStatistics:
         """How many requests and sessions there were, and are; of the application that is served, those it has mounted included."""
         return self._figures.statistics()
@@ -322,12 +371,11 @@ class App:
         for mount in self._mounts:
             rest = mount.rest(raw_path)
             if rest is not None:
-                prefix = "/" + "/".join(mount.segments)
                 for inner in mount.app._candidates(rest):
                     yield Candidate(
                         inner.leaf,
                         inner.params,
-                        prefix + inner.prefix,
+                        mount.prefix + inner.prefix,
                         (*mount.app._middleware, *inner.middleware),
                     )
 
@@ -350,36 +398,58 @@ class App:
                     return candidate, "http", endpoint
         return no_route(request, found)
 
-    async def _answer(self, exchange: Exchange, headers: Headers) -> None:
+    async def _answer(
+        self, exchange: Exchange, headers: Headers, *, raise_errors: bool = False
+    ) -> None:
         """Answer a request.
 
         Args:
             exchange: the request.
             headers: headers for the answer.
+            raise_errors: whether a failure that was answered is raised, rather than logged.
         """
         request = exchange.request
-        match self._find(request):
+        context = Context(request, kind_of(request), self, None, {})
+        context.headers = headers
+        gone: BaseException | None = None
+        with self._figures.counting(context):
+            try:
+                await self._handle(exchange, context)
+                if not exchange.answered:
+                    raise RuntimeError("a middleware has swallowed what there was to be answered")
+            except Exception as exc:
+                cause = sole(exc)
+                if isinstance(cause, ClientGone):
+                    gone = cause.__cause__
+                elif exchange.answered:
+                    # That a session has ended is nobody's failure, also where failures go on to the caller.
+                    if is_failure(exc):
+                        raise
+                else:
+                    if not raise_errors:
+                        self._figures.failed()
+                        logger.exception("answering %s failed", safe_text(request.raw_path))
+                    error = Reject(500, Headers(), b"internal server error\n")
+                    await respond(exchange, context, error)
+                    if raise_errors:
+                        raise
+        if gone is not None and not exchange.answered:
+            raise gone
+
+    async def _handle(self, exchange: Exchange, context: Context) -> None:
+        """Find what there is to do for a request, and do it inside of the middlewares."""
+        inner: tuple[Middleware, ...] = ()
+        match self._find(exchange.request):
             case HTTPError() as refusal:
-                context = Context(request, kind_of(request), self, None, {})
-                inner: tuple[Middleware, ...] = ()
                 finish: Finish = partial(refuse, refusal)
             case candidate, kind, endpoint:
-                route = candidate.prefix + endpoint.pattern
-                context = Context(request, kind, endpoint.app, route, candidate.params)
+                context.kind, context.app = kind, endpoint.app
+                context.route = candidate.prefix + endpoint.pattern
+                context.params = candidate.params
                 inner = (*candidate.middleware, *endpoint.middleware)
                 finish = (
                     partial(run_page, endpoint, context, exchange)
                     if kind == "http"
                     else partial(run_session, endpoint, context, exchange, self._figures)
                 )
-        context.headers = headers
-        with self._figures.counting(context):
-            try:
-                await surround((*self._middleware, *inner), context, exchange, finish)
-                if not exchange.answered:
-                    raise RuntimeError("a middleware has swallowed what there was to be answered")
-            except Exception as exc:
-                if exchange.answered or isinstance(exc, StreamReset | ConnectionClosed):
-                    raise
-                logger.exception("answering %s failed", safe_text(request.target))
-                await respond(exchange, context, Reject(500, Headers(), b"internal server error\n"))
+        await surround((*self._middleware, *inner), context, exchange, finish)

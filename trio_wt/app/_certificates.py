@@ -21,7 +21,7 @@ from cryptography.hazmat.primitives.serialization import (
 from .._quic.server import ServerTLSSource
 from .._quic.tls import Certificate, ServerTLS
 
-__all__ = ["ReloadingTLS", "context_source"]
+__all__ = ["ReloadingTLS", "context_source", "lasting"]
 
 logger = logging.getLogger("trio_wt.app")
 
@@ -44,7 +44,8 @@ class ReloadingTLS:
 
     Raises:
         OSError: a file cannot be read.
-        ValueError: they do not hold a certificate and its key, or the password is wrong.
+        ValueError: they do not hold a certificate and its key, the password is wrong, ``client_ca`` holds no certificates, or
+            the interval is negative.
     """
 
     def __init__(
@@ -56,6 +57,8 @@ class ReloadingTLS:
         interval: float = 1,
         client_ca: bytes | _Path | None = None,
     ) -> None:
+        if not interval >= 0:
+            raise ValueError(f"interval must be at least 0, and is {interval}")
         self._certfile = certfile
         self._keyfile = keyfile
         self._password = password
@@ -94,7 +97,9 @@ class ReloadingTLS:
 
     def _load(self) -> ServerTLS:
         certificate = Certificate.load(self._certfile, self._keyfile, self._password)
-        return ServerTLS(certificate, client_ca=self._client_ca)
+        tls = ServerTLS(certificate, client_ca=self._client_ca)
+        tls.verifier()  # what is wrong with client_ca is to be told now
+        return tls
 
 
 def _context_of(tls: ServerTLS) -> ssl.SSLContext:
@@ -109,6 +114,8 @@ def _context_of(tls: ServerTLS) -> ssl.SSLContext:
     if tls.client_ca is not None:
         require = tls.client_certificates == "require"
         context.verify_mode = ssl.CERT_REQUIRED if require else ssl.CERT_OPTIONAL
+        # As QUIC judges them; some versions of Python are stricter by themselves.
+        context.verify_flags = ssl.VERIFY_X509_TRUSTED_FIRST | ssl.VERIFY_X509_PARTIAL_CHAIN
         _load_authorities(context, tls.client_ca)
     if tls.keylog is not None:
         context.keylog_filename = os.fspath(tls.keylog)
@@ -138,6 +145,40 @@ def _load_authorities(context: ssl.SSLContext, source: bytes | _Path) -> None:
             context.load_verify_locations(cafile=source)
     except (ssl.SSLError, UnicodeDecodeError) as exc:
         raise ValueError(f"client_ca holds no certificates: {exc}") from exc
+    except OSError as exc:
+        raise type(exc)(exc.errno, exc.strerror, source) from exc
+
+
+def lasting(source: ServerTLSSource) -> ServerTLSSource:
+    """A source that fails no more once it has been asked: what cannot be used is told in the log, and the old one serves on.
+
+    Raises:
+        TypeError: a function has returned something else than a `ServerTLS`.
+        OSError: ``client_ca`` cannot be read.
+        ValueError: there is no usable certificate in it.
+    """
+    if not callable(source):
+        return source
+    tls = _checked(source())
+
+    def current() -> ServerTLS:
+        nonlocal tls
+        try:
+            now = source()
+            if now is not tls:
+                tls = _checked(now)
+        except Exception:
+            logger.exception("the new certificate cannot be used, the old one serves on")
+        return tls
+
+    return current
+
+
+def _checked(tls: object) -> ServerTLS:
+    if not isinstance(tls, ServerTLS):
+        raise TypeError(f"the function for tls returns a ServerTLS, not {type(tls).__name__}")
+    tls.verifier()
+    return tls
 
 
 def context_source(source: ServerTLSSource) -> Callable[[], ssl.SSLContext]:

@@ -119,8 +119,8 @@ class Context:
     """
 
     __slots__ = (
+        "_headers",
         "app",
-        "headers",
         "kind",
         "params",
         "request",
@@ -144,9 +144,19 @@ class Context:
         self.route: str | None = route
         self.params: Mapping[str, Any] = params
         self.state: State = State()
-        self.headers: Headers = Headers()
+        self._headers: Headers = Headers()
         self.status: int | None = None
         self.session: Session | None = None
+
+    @property
+    def headers(self) -> Headers:
+        """Headers to add to the answer; ``context.headers += {"X-Robots-Tag": "none"}``."""
+        return self._headers
+
+    @headers.setter
+    def headers(self, headers: HeadersLike) -> None:
+        # Told where it is set, rather than when the answer is to be sent.
+        self._headers = Headers(headers)
 
     def __repr__(self) -> str:
         return f"<Context {self.kind} {self.route or 'without a route'}, status {self.status}>"

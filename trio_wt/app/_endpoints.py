@@ -14,7 +14,15 @@ from ._context import Context, Kind, Middleware
 if TYPE_CHECKING:
     from ._app import App
 
-__all__ = ["Candidate", "Endpoint", "Leaf", "Mount", "takes_context_of"]
+__all__ = [
+    "Candidate",
+    "Endpoint",
+    "Leaf",
+    "Mount",
+    "check_manager",
+    "checked_middleware",
+    "takes_context_of",
+]
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,20 +51,24 @@ class Leaf:
     sessions: dict[Kind, Endpoint] = field(default_factory=dict)
     methods: dict[str, Endpoint] = field(default_factory=dict)
 
-    def allowed(self) -> list[str]:
+    def allowed(self, http_version: str) -> set[str]:
         """The methods that can be used here (RFC 9110 section 10.2.1)."""
-        found = set(self.methods)
+        found = {"OPTIONS", *self.methods}
         if "GET" in found:
             found.add("HEAD")
-        if found:
-            found.add("OPTIONS")
-        if self.sessions:
-            found.add("CONNECT")
-        return sorted(found)
+        if http_version == "3":
+            if self.sessions:
+                found.add("CONNECT")
+        elif "websocket" in self.sessions:
+            found.add("GET")  # with an upgrade
+        return found
 
 
 @dataclass(frozen=True, slots=True)
 class Mount:
+    """An application behind a prefix; of that, the decoded segments."""
+
+    prefix: str
     segments: tuple[str, ...]
     app: App
 
@@ -77,6 +89,33 @@ class Candidate:
     params: Mapping[str, Any]
     prefix: str
     middleware: tuple[Middleware, ...]
+
+
+def checked_middleware(middleware: Sequence[Middleware]) -> tuple[Middleware, ...]:
+    """Some middlewares, as far as can be told before they are called.
+
+    Raises:
+        TypeError: one is no function that gives an async context manager.
+    """
+    found = tuple(middleware)
+    for one in found:
+        check_manager("a middleware", one)
+    return found
+
+
+def check_manager(what: str, function: object) -> None:
+    """Check that a function may give an async context manager.
+
+    Raises:
+        TypeError: it gives none.
+    """
+    if not callable(function):
+        raise TypeError(f"{what} is a function, not {type(function).__name__}")
+    if inspect.isasyncgenfunction(function) or inspect.iscoroutinefunction(function):
+        raise TypeError(
+            f"{what} gives an async context manager: put @contextlib.asynccontextmanager over "
+            f"{getattr(function, '__name__', function)}, and a yield into it"
+        )
 
 
 def takes_context_of(handler: Callable[..., object], names: Sequence[str]) -> bool:

@@ -10,10 +10,8 @@ from .._http.request import Reject, Response
 
 __all__ = ["html_response", "json_response", "response_of"]
 
-_TYPES: Final[dict[type, str]] = {
-    str: "text/plain; charset=utf-8",
-    bytes: "application/octet-stream",
-}
+_TEXT: Final = Headers([("Content-Type", "text/plain; charset=utf-8")])
+_BYTES: Final = Headers([("Content-Type", "application/octet-stream")])
 
 
 def html_response(text: str, status: int = 200, headers: HeadersLike = ()) -> Response:
@@ -31,7 +29,7 @@ def json_response(value: Any, status: int = 200, headers: HeadersLike = ()) -> R
     """A value as JSON.
 
     Args:
-        value: what `json.dumps` takes.
+        value: what ``json.dumps`` takes.
         status: the status.
         headers: further headers.
 
@@ -54,18 +52,21 @@ def response_of(result: object) -> Reject:
     """What a handler has returned, to be sent.
 
     Raises:
-        TypeError: it is no response.
-        ValueError: its status is none of a final response.
+        TypeError: it is no response, or its body is not bytes.
+        ValueError: its status is none of a final response, or a header is not valid.
     """
     if isinstance(result, Response):
         if not 200 <= result.status <= 599:
             raise ValueError(f"the status of a response is 200 to 599, not {result.status}")
-        return Reject(result.status, result.headers, result.body)
+        if not isinstance(result.body, bytes | bytearray | memoryview):
+            raise TypeError(f"the body of a Response is bytes, not {type(result.body).__name__}")
+        return Reject(result.status, Headers(result.headers), bytes(result.body))
     if result is None:
         return Reject(204, Headers(), b"")
-    if isinstance(result, str | bytes):
-        body = result.encode() if isinstance(result, str) else result
-        return Reject(200, Headers([("Content-Type", _TYPES[type(result)])]), body)
+    if isinstance(result, str):
+        return Reject(200, _TEXT, result.encode())
+    if isinstance(result, bytes):
+        return Reject(200, _BYTES, result)
     raise TypeError(
         f"a handler returns a Response, str, bytes or None, not {type(result).__name__}"
     )

@@ -41,6 +41,7 @@ CONVERTERS: Final[Mapping[str, Converter]] = {
     "path": Converter("(?s:.*)", str),
 }
 
+_NAME: Final = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
 _PARAMETER: Final = re.compile(r"\{([A-Za-z_][A-Za-z0-9_]*)(?::([A-Za-z_][A-Za-z0-9_]*))?\}")
 # More than this in a path matches nothing, so that looking for it stays cheap.
 _MAX_SEGMENTS: Final = 64
@@ -64,11 +65,14 @@ class Routes(Generic[T]):
 
     Args:
         converters: further converters, or others for the names in `CONVERTERS`.
+
+    Raises:
+        ValueError: one has no name that a path could say, or its pattern is no regular expression.
     """
 
     def __init__(self, converters: Mapping[str, Converter] | None = None) -> None:
         self._converters = {**CONVERTERS, **(converters or {})}
-        self._compiled = {name: re.compile(c.pattern) for name, c in self._converters.items()}
+        self._compiled = {name: _compiled(name, c) for name, c in self._converters.items()}
         own = [name for name in self._converters if name not in CONVERTERS]
         # An application's own go before `str`, which takes everything.
         ranked = ["int", "float", "uuid", *own, "str"]
@@ -172,12 +176,29 @@ class Routes(Generic[T]):
         if child is not None:
             yield from self._walk(child, segments, at + 1)
         for _, _, pattern, convert, child in node.converted:
-            if pattern.fullmatch(segment):
-                try:
-                    value = convert(segment)
-                except ValueError:
-                    continue
+            for value in _values(pattern, convert, segment):
                 for found, values in self._walk(child, segments, at + 1):
                     yield found, (value, *values)
         if node.rest is not None:
-            yield node.rest, ("/".join(segments[at:]),)
+            convert = self._converters["path"].convert
+            for value in _values(self._compiled["path"], convert, "/".join(segments[at:])):
+                yield node.rest, (value,)
+
+
+def _compiled(name: str, converter: Converter) -> re.Pattern[str]:
+    if not _NAME.fullmatch(name):
+        raise ValueError(f"{name!r} is no name for a converter")
+    try:
+        return re.compile(converter.pattern)
+    except re.error as exc:
+        raise ValueError(f"the pattern of the converter {name!r}: {exc}") from None
+
+
+def _values(pattern: re.Pattern[str], convert: Callable[[str], Any], text: str) -> tuple[Any, ...]:
+    """What a parameter is, as the only element; nothing if it cannot be that."""
+    if not pattern.fullmatch(text):
+        return ()
+    try:
+        return (convert(text),)
+    except ValueError:
+        return ()
