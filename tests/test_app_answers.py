@@ -40,12 +40,6 @@ from trio_wt.app import (
 
 both = pytest.mark.parametrize("version", BOTH)
 KINDS: list[Any] = ["websocket 1.1", "websocket 3", "webtransport"]
-# Nobody tells WebSockets over HTTP/3 that the server shuts down: they stay until they are cancelled.
-KINDS_TOLD = [
-    pytest.param(kind, marks=pytest.mark.xfail(kind == "websocket 3", reason="they are not told"))
-    for kind in KINDS
-]
-each_kind_told = pytest.mark.parametrize("kind", KINDS_TOLD)
 each_kind = pytest.mark.parametrize("kind", KINDS)
 
 
@@ -1351,7 +1345,7 @@ async def test_what_is_asked_for_during_a_shutdown(version: Version) -> None:
         go_on.set()
 
 
-@each_kind_told
+@each_kind
 async def test_a_session_that_opens_during_a_shutdown(
     kind: Literal["websocket 1.1", "websocket 3", "webtransport"],
 ) -> None:
@@ -1387,7 +1381,7 @@ async def test_a_session_that_opens_during_a_shutdown(
         go_on.set()
 
 
-@each_kind_told
+@each_kind
 async def test_a_shutdown_tells_sessions_and_waits_for_their_handlers(
     kind: Literal["websocket 1.1", "websocket 3", "webtransport"],
 ) -> None:

@@ -1001,26 +1001,3 @@ async def test_settings_reach_both_kinds() -> None:
                 async with session.connection.open_session("/echo"):
                     pass
             assert rejected.value.status == 429
-
-
-@pytest.mark.xfail(reason="TLS has no half-close, so the server waits until its time is up")
-async def test_a_client_that_was_failed_over_tls_is_let_go_at_once() -> None:
-    async with serving(town(), websocket_settings=Settings(max_message_size=10)) as served:
-        with at_most(2):
-            async with ws(served, "/echo") as websocket:
-                await websocket.send("x" * 11)
-                with pytest.raises(ConnectionClosed):
-                    await websocket.receive()
-
-
-@pytest.mark.xfail(reason="the server waits for the client to close, and the client for the server")
-async def test_a_client_that_reads_to_the_end_of_a_response_over_tls() -> None:
-    async with serving(town()) as served:
-        stream = await trio.open_ssl_over_tcp_stream(
-            "127.0.0.1", served.port, ssl_context=ssl_context(), https_compatible=True
-        )
-        async with stream:
-            with at_most(1.5):
-                await stream.send_all(b"GET / HTTP/1.0\r\n\r\n")
-                async for _ in stream:
-                    pass

@@ -266,9 +266,9 @@ async def sent_by(response: Reject, *, head_only: bool = False) -> tuple[bytes, 
     """Status line, headers and body of what goes out."""
     peer, transport = connected()
     if head_only:
-        await send_response(transport, response, head_only=True)
+        await send_response(transport, response, patience=1, head_only=True)
     else:
-        await send_response(transport, response)
+        await send_response(transport, response, patience=1)
     await transport.aclose(graceful=False)
     data = b""
     while more := await peer.receive_some():

@@ -135,7 +135,7 @@ def parse_answer(data: bytes, *, method: str = "GET") -> Answer:
         body += event.data
     assert type(event) is h11.EndOfMessage, "the response is cut off"
     assert client.trailing_data[0] == b"", "something follows the response"
-    assert headers["connection"] == "close"
+    assert headers["connection"] == ("close, upgrade" if "upgrade" in headers else "close")
     assert "content-length" in headers
     return Answer(response.status_code, headers, body)
 

@@ -22,6 +22,7 @@ from .request import Reject, Response
 
 __all__ = [
     "MAX_BODY",
+    "PIECE",
     "BadHead",
     "RequestHead",
     "read_request_head",
@@ -33,6 +34,8 @@ __all__ = [
 
 MAX_HEAD: Final = 16384
 MAX_FIELDS: Final = 100
+#: what of a response a client must take at a time
+PIECE: Final = 65536
 #: how much of a rejection's body is kept
 MAX_BODY: Final = 65536
 
@@ -150,13 +153,20 @@ async def switch_protocols(transport: Transport, headers: Headers) -> None:
     await _send(transport, _head("HTTP/1.1 101 Switching Protocols", headers))
 
 
-async def send_response(transport: Transport, response: Reject, *, head_only: bool = False) -> None:
+async def send_response(
+    transport: Transport, response: Reject, *, patience: float, head_only: bool = False
+) -> None:
     """Send a whole response, after which the connection is to be closed.
 
     Args:
         transport: where to.
         response: what to send.
+        patience: how long the client may take for each 64 KiB, in seconds.
         head_only: leave out the body, as the answer to HEAD must.
+
+    Raises:
+        trio.TooSlowError: it takes longer.
+        trio.BrokenResourceError: the connection broke.
     """
     headers = response.headers.without("connection", "content-length", "transfer-encoding")
     bodiless = response.status in (204, 304)
@@ -166,9 +176,13 @@ async def send_response(transport: Transport, response: Reject, *, head_only: bo
         headers += [("Date", formatdate(usegmt=True))]
     if not bodiless:
         headers += [("Content-Length", str(len(response.body)))]
-    headers += [("Connection", "close")]
+    # A header that is for this connection only is named there (RFC 9110 section 7.6.1).
+    headers += [("Connection", "close, upgrade" if "upgrade" in headers else "close")]
     head = _head(f"HTTP/1.1 {response.status} {_reason(response.status)}", headers)
-    await _send(transport, head if head_only or bodiless else head + response.body)
+    message = head if head_only or bodiless else head + response.body
+    for at in range(0, len(message), PIECE):
+        with trio.fail_after(patience):
+            await _send(transport, message[at : at + PIECE])
 
 
 async def linger(transport: Transport) -> None:

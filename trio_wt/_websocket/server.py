@@ -6,8 +6,8 @@ import logging
 import os
 import re
 import ssl
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
-from contextlib import asynccontextmanager, suppress
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
+from contextlib import asynccontextmanager, contextmanager, suppress
 from dataclasses import dataclass, field
 from os import PathLike
 from typing import Literal, TypeAlias, Unpack
@@ -67,6 +67,19 @@ class _Refused(Exception):
     """The request got an answer, and no WebSocket."""
 
 
+@contextmanager
+def _contain_refusals() -> Iterator[None]:
+    """Whatever becomes of a handshake, it is that client's affair."""
+    try:
+        yield
+    except _Refused as exc:
+        logger.debug("no WebSocket opened: %s", exc)
+    except trio.BrokenResourceError as exc:
+        logger.debug("a connection broke in its handshake: %s", exc)
+    except Exception:  # a listener of the application's may give any stream
+        logger.exception("a handshake failed")
+
+
 class _Exchange(Exchange):
     """A request over HTTP/1.1.
 
@@ -123,7 +136,7 @@ class _Exchange(Exchange):
         with trio.move_on_after(policy.handshake_timeout) as scope:
             await h1.switch_protocols(transport, headers)
         if scope.cancelled_caught:
-            raise _Refused("the client did not take the response")
+            raise trio.BrokenResourceError("the client did not take the response")
         connection = Connection(
             transport,
             client=False,
@@ -152,8 +165,9 @@ class _Exchange(Exchange):
 async def _respond(
     transport: Transport, response: Reject, policy: Policy, *, head_only: bool = False
 ) -> None:
-    with trio.move_on_after(policy.handshake_timeout):
-        await h1.send_response(transport, response, head_only=head_only)
+    patience = policy.handshake_timeout
+    with suppress(trio.TooSlowError):
+        await h1.send_response(transport, response, patience=patience, head_only=head_only)
     with trio.move_on_after(_LINGER):
         await h1.linger(transport)
 
@@ -348,33 +362,26 @@ class _Server:
     async def _answer(self, stream: trio.abc.Stream) -> tuple[Connection, WebSocket] | None:
         """TLS, and a request: a WebSocket for the handler, or None, when all has been done that is to be done."""
         opened: tuple[Connection, WebSocket] | None = None
+        transport: Transport | None = None
+        exchange: _Exchange | None = None
         with trio.CancelScope() as scope:
             self._requests.add(scope)
             try:
-                deadline = trio.current_time() + self._policy.handshake_timeout
-                if self._ssl_context is not None:
-                    stream = await self._start_tls(stream, deadline)
-                transport = transport_of(stream, owned=True)
-                try:
+                with _contain_refusals():
+                    deadline = trio.current_time() + self._policy.handshake_timeout
+                    if self._ssl_context is not None:
+                        stream = await self._start_tls(stream, deadline)
+                    transport = transport_of(stream, owned=True)
                     exchange = await _receive(transport, self._policy, deadline)
                     exchange.on_open = self._opened
                     if self._application is None:
                         opened = await _admit(exchange, self._policy)
-                    else:
-                        await self._apply(self._application, exchange)
-                finally:
-                    if opened is None:
-                        with trio.CancelScope(shield=True):
-                            await transport.aclose(graceful=False)
-            except _Refused as exc:
-                logger.debug("no WebSocket opened: %s", exc)
-            except trio.BrokenResourceError as exc:
-                logger.debug("a connection broke in its handshake: %s", exc)
-            except Exception:  # a listener of the application's may give any stream
-                if self._application is not None and self._raise_errors:
-                    raise
-                logger.exception("a handshake failed")
+                if exchange is not None and self._application is not None:
+                    await self._apply(self._application, exchange)
             finally:
+                if opened is None and transport is not None:
+                    with trio.CancelScope(shield=True):
+                        await transport.aclose(graceful=False)
                 self._requests.discard(scope)
                 self._check_idle()
         return opened

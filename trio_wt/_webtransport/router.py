@@ -15,12 +15,14 @@ from .._protocol.http3_codes import Http3Code
 from .._protocol.session_credit import Growth, SessionCredit
 from .._protocol.stream_heads import StreamHead, StreamType
 from .._transport.services import Services
+from .._websocket.connection import Connection as WebSocketConnection
 from .carrier import SessionCarrier
 from .leftovers import refuse_stream
 from .settings import WebTransportSettings
 
 __all__ = ["Sessions"]
 
+_GOODBYE: Final = "the server is shutting down"
 _LARGEST_EARLY_DATAGRAM: Final = 65536
 # How late a timer may be that is set while another is waited for, in seconds.
 _TIMER_STEP: Final = 0.25
@@ -49,6 +51,7 @@ class Sessions(SessionRouter):
         self.open: dict[int, SessionCarrier] = {}
         self.services: Services | None = None
         self.http3: Http3 = http3
+        self._websockets: dict[int, WebSocketConnection] = {}
         # Requests that may become sessions.
         self._pending: set[int] = set()
         self._settings = settings
@@ -112,8 +115,15 @@ class Sessions(SessionRouter):
     def request_opened(self, stream_id: int) -> None:
         self._pending.add(stream_id)
 
+    def websocket_opened(self, stream_id: int, connection: WebSocketConnection) -> None:
+        """A server's WebSocket is open, and is to be told when the server shuts down."""
+        self._websockets[stream_id] = connection
+        if self.http3.going_away:
+            connection.go_away(_GOODBYE)
+
     def request_over(self, stream_id: int) -> None:
         self.open.pop(stream_id, None)
+        self._websockets.pop(stream_id, None)
         self._pending.discard(stream_id)
         self._early_priorities.pop(stream_id, None)
         if self._early_datagrams:
@@ -139,6 +149,8 @@ class Sessions(SessionRouter):
                 session.asked_to_drain()
             else:
                 session.drain_both()
+        for websocket in self._websockets.values():
+            websocket.go_away(_GOODBYE)
 
     def give_up(self, reason: str) -> None:
         for session in list(self.open.values()):

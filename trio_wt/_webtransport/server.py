@@ -16,6 +16,7 @@ import trio
 from .._errors import ConnectionClosed, StreamReset
 from .._headers import Headers
 from .._http.exchange import Application, Exchange, answer, rejection_of
+from .._http.h1 import PIECE
 from .._http.h3 import Http3
 from .._http.h3_transport import Http3Transport
 from .._http.policy import OnRequest, check_origins, decide
@@ -306,7 +307,9 @@ class _Server:
         except (StreamReset, ConnectionClosed, trio.ClosedResourceError):
             if exchange.answered:
                 raise
-            stream.reject(Http3Code.REQUEST_CANCELLED)
+        finally:
+            if not exchange.answered:
+                stream.reject(Http3Code.REQUEST_CANCELLED)
 
     async def _answer_by_policy(self, exchange: Exchange) -> None:
         policy, request = self._policy, exchange.request
@@ -413,14 +416,19 @@ class _Server:
             headers += [("Content-Type", "text/plain; charset=utf-8")]
         if "date" not in headers:
             headers += [("Date", formatdate(usegmt=True))]
-        if response.status != 204:  # RFC 9110 section 8.6
+        if response.status not in (204, 304):  # RFC 9110 section 8.6
             headers += [("Content-Length", str(len(response.body)))]
         fields: Fields = [(b":status", b"%d" % response.status), *fields_of(headers)]
         try:
             stream.send_head(fields, end=bodiless or not response.body)
-            if response.body and not bodiless:
-                await stream.send_content(response.body, end=True)
+            body = b"" if bodiless else response.body
+            for at in range(0, len(body), PIECE):
+                with trio.fail_after(self._policy.handshake_timeout):
+                    piece = body[at : at + PIECE]
+                    await stream.send_content(piece, end=at + PIECE >= len(body))
             await stream.aclose()
+        except trio.TooSlowError:
+            stream.reject(Http3Code.REQUEST_CANCELLED)
         except (StreamReset, ConnectionClosed, trio.ClosedResourceError):
             pass
         except BaseException:
@@ -490,6 +498,7 @@ class _Server:
         connection = WebSocketConnection(
             transport, client=False, codecs=codecs, settings=policy.websocket_settings
         )
+        self._sessions.websocket_opened(stream.stream_id, connection)
         websocket = WebSocket(
             connection,
             request=request,
