@@ -254,9 +254,9 @@ class _Server:
                         except trio.EndOfChannel:
                             break
                         self._served += 1
-                        nursery.start_soon(  # noqa: ASYNC111
-                            self._serve_request, stream, scope, name="trio_wt HTTP/3 request"
-                        )
+                        serve = partial(self._serve_request, stream, scope)
+                        nursery.start_soon(serve, name="trio_wt HTTP/3 request")
+                        del serve
                         del stream  # and with it all that a session holds
         finally:
             if self._had_session:

@@ -85,6 +85,7 @@ def no_route(request: Request, found: Sequence[Leaf]) -> HTTPError:
 
 async def refuse(refusal: HTTPError) -> None:
     """What there is to do for a request that no handler is for."""
+    await trio.lowlevel.checkpoint()
     raise refusal
 
 

@@ -46,7 +46,7 @@ class HTTPError(TrioWTError):
         super().__init__(status, body)
         self.status = status
         self.body = body
-        self.headers = Headers(headers)
+        self.headers: Headers = Headers(headers)
 
     def __str__(self) -> str:
         return f"answered with status {self.status}"
@@ -64,7 +64,7 @@ class StateKey(Generic[T]):
     __slots__ = ("name",)
 
     def __init__(self, name: str) -> None:
-        self.name = name
+        self.name: str = name
 
     def __repr__(self) -> str:
         return f"<StateKey {self.name}>"

@@ -77,15 +77,13 @@ class Parcel:
     __slots__ = ("_prefixed", "frame", "payload", "size", "text", "value")
 
     def __init__(self, value: Any, payload: bytes | None, *, text: bool) -> None:
-        self.value = value
+        self.value: Any = value
         self.payload: bytes = b"" if payload is None else payload
-        self.text = text
+        self.text: bool = text
         self.frame: list[bytes] | None = None
         self._prefixed: bytes | None = None
-        if payload is not None:
-            self.size = len(payload)
-        else:
-            self.size = len(value) if isinstance(value, str | bytes) else 0
+        counted = value if payload is None else payload
+        self.size: int = len(counted) if isinstance(counted, str | bytes) else 0
         if self.size >= 2 ** (8 * _PREFIX):
             raise ValueError(f"a message has less than 2^{8 * _PREFIX} bytes, not {self.size}")
 

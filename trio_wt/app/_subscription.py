@@ -61,10 +61,10 @@ class Wait:
     __slots__ = ("left", "parcel", "taken", "wakeup")
 
     def __init__(self, parcel: Parcel, left: int) -> None:
-        self.parcel = parcel
-        self.left = left
-        self.taken = 0
-        self.wakeup = Wakeup()
+        self.parcel: Parcel = parcel
+        self.left: int = left
+        self.taken: int = 0
+        self.wakeup: Wakeup = Wakeup()
 
     def resolve(self, *, taken: bool) -> None:
         """One of them has taken it, or never will."""
