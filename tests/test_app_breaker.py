@@ -5,6 +5,9 @@ from __future__ import annotations
 import itertools
 import math
 import pickle
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from typing import Any
 
 import pytest
 import trio
@@ -13,6 +16,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from trio_wt import HandshakeFailed
+from trio_wt.app import reconnect
 from trio_wt.app._breaker import (
     TRANSITIONS,
     CircuitBreaker,
@@ -391,3 +395,27 @@ def test_any_course_of_events_keeps_the_rules(steps: list[tuple[str, int]], fail
             await breaker.admit()
 
     trio.run(main, clock=trio.testing.MockClock(autojump_threshold=0))
+
+
+async def test_an_opener_that_raises_at_once_is_an_attempt_that_failed() -> None:
+    breaker = CircuitBreaker(failures=1, pause=1)
+    calls = 0
+
+    def opener() -> Any:
+        nonlocal calls
+        calls += 1
+        if calls < 3:
+            raise OSError("no route")
+        return opened()
+
+    @asynccontextmanager
+    async def opened() -> AsyncIterator[str]:
+        yield "session"
+
+    with trio.fail_after(10):
+        async for attempt in reconnect(opener, breaker=breaker, initial_delay=0):
+            async with attempt as session:
+                assert session == "session"
+                break
+    assert calls == 3
+    assert breaker.state is CircuitState.CLOSED

@@ -9,6 +9,7 @@ import logging
 import os
 import ssl
 import tempfile
+import time
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -230,6 +231,29 @@ async def test_reload_looks_now(tmp_path: Path) -> None:
     (tmp_path / "key.pem").write_bytes(b"")
     assert not tls.reload()
     assert tls().certificate.sha256 == digest(second)
+
+
+async def test_files_that_may_be_read_later_only_are_taken_up_then(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As when a renewal writes them for itself, and gives them to the server's user afterwards."""
+    certfile, keyfile = write(tmp_path, make("localhost"))
+    tls = ReloadingTLS(certfile, keyfile)
+    old = tls().certificate
+    write(tmp_path, make("localhost"))
+    with monkeypatch.context() as patched:
+
+        def denied(*args: object) -> Certificate:
+            raise PermissionError("not yours")
+
+        patched.setattr(Certificate, "load", denied)
+        assert not tls.reload()
+    assert tls().certificate is old
+    assert not tls.reload()
+    time.sleep(0.02)  # for a file system that tells times coarsely
+    keyfile.chmod(0o640)
+    assert tls.reload()
+    assert tls().certificate is not old
 
 
 async def test_one_file_for_both_and_a_password(tmp_path: Path) -> None:

@@ -942,3 +942,24 @@ async def test_a_socket() -> None:
                 nursery.start_soon(ours.send, message)
                 assert await ours.receive() == message
         nursery.cancel_scope.cancel()
+
+
+# ---- codecs that are none
+
+
+@pytest.mark.parametrize("codec", ["json", b"json", None, JsonCodec, 7, object()])
+async def test_what_is_no_codec(codec: Any) -> None:
+    async with websocket_pair() as (client, _):
+        with pytest.raises(TypeError, match="no codec: give an object with encode and decode"):
+            MessageChannel(client, codec)
+        await client.send("the session is unharmed")
+
+
+async def test_half_a_codec() -> None:
+    class Encoder:
+        def encode(self, message: str) -> str:
+            return message
+
+    async with websocket_pair() as (client, _):
+        with pytest.raises(TypeError, match="no codec"):
+            MessageChannel(client, Encoder())  # type: ignore[arg-type]

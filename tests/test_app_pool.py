@@ -235,6 +235,30 @@ async def test_who_does_not_want_to_wait_any_longer_leaves_the_line(world: World
             await ask(ws)
 
 
+async def test_who_gives_up_in_the_moment_of_being_served_gives_the_session_back(
+    world: World,
+) -> None:
+    async with world.pool(A, size=1) as pool:
+        scope = trio.CancelScope()
+
+        async def wait() -> None:
+            with scope:
+                async with pool.session():
+                    pytest.fail("it was cancelled before")
+
+        async with trio.open_nursery() as nursery:
+            async with pool.session():
+                nursery.start_soon(wait)
+                await settle()
+                scope.cancel()
+            # Nothing has run since; leaving the block serves whoever waits.
+        assert scope.cancelled_caught
+        assert pool.statistics().users == 0
+        with trio.fail_after(1):
+            async with pool.session() as ws:
+                await ask(ws)
+
+
 async def test_who_leaves_the_line_while_it_is_opened_leaves_it_for_the_next(
     world: World,
 ) -> None:

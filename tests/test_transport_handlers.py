@@ -16,6 +16,7 @@ from trio_wt import (
 )
 from trio_wt._transport.handlers import contain_errors
 from trio_wt.app import IncompleteMessage, InvalidMessage
+from trio_wt.app._message_errors import StreamEnded
 
 PEERS = [
     StreamReset(5, remote=True),
@@ -23,6 +24,7 @@ PEERS = [
     ReadLimitExceeded(10),
     InvalidMessage("Expected `int`", "$.age"),
     IncompleteMessage(3),
+    StreamEnded(),
 ]
 
 

@@ -90,10 +90,11 @@ class ReloadingTLS:
         logger.info("a new certificate has been taken up")
         return True
 
-    def _stamp(self) -> tuple[tuple[int, int, int], ...]:
+    def _stamp(self) -> tuple[tuple[int, ...], ...]:
         files = [self._certfile] if self._keyfile is None else [self._certfile, self._keyfile]
         found = [os.stat(file) for file in files]
-        return tuple((stat.st_ino, stat.st_mtime_ns, stat.st_size) for stat in found)
+        # The time of the last change of any kind, too: what could not be read may be readable now.
+        return tuple((s.st_ino, s.st_mtime_ns, s.st_ctime_ns, s.st_size) for s in found)
 
     def _load(self) -> ServerTLS:
         certificate = Certificate.load(self._certfile, self._keyfile, self._password)

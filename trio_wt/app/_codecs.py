@@ -54,6 +54,21 @@ class Codec(Protocol[T]):
 # ---- msgspec
 
 
+def check_codec(codec: object, *methods: str) -> None:
+    """Make sure that something is a codec.
+
+    Raises:
+        TypeError: it is not; the message says what to give.
+    """
+    if isinstance(codec, str | bytes | type) or not all(
+        callable(getattr(codec, method, None)) for method in methods
+    ):
+        given = codec.__name__ if isinstance(codec, type) else repr(codec)[:40]
+        raise TypeError(
+            f"{given} is no codec: give an object with {' and '.join(methods)}, such as JsonCodec(dict)"
+        )
+
+
 class JsonCodec(Generic[T]):
     """Messages as JSON (RFC 8259), by msgspec: ``pip install "trio-wt[msgspec]"``.
 

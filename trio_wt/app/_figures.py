@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 from .._errors import ConnectionClosed
 from ._context import Context, Kind
+from ._message_errors import StreamEnded
 
 __all__ = ["AppStatistics", "Figures", "is_failure"]
 
@@ -87,4 +88,4 @@ def is_failure(exc: BaseException) -> bool:
     """Whether an exception is more than the end of a session, or a cancellation."""
     if isinstance(exc, BaseExceptionGroup):
         return any(map(is_failure, exc.exceptions))
-    return isinstance(exc, Exception) and not isinstance(exc, ConnectionClosed)
+    return isinstance(exc, Exception) and not isinstance(exc, ConnectionClosed | StreamEnded)

@@ -13,7 +13,7 @@ from .._quic.receive_stream import ReceiveStream
 from .._quic.send_stream import SendStream
 from .._websocket.websocket import WebSocket
 from ._framing import MAX_LENGTH, FrameReader, Oversized, frame
-from ._message_errors import IncompleteMessage
+from ._message_errors import IncompleteMessage, StreamEnded
 
 __all__ = ["Link", "MessageCarrier", "link_to"]
 
@@ -206,7 +206,7 @@ class _StreamLink:
             if not data:
                 if frames.incomplete:
                     raise IncompleteMessage(frames.incomplete)
-                raise trio.EndOfChannel("the stream has ended")
+                raise StreamEnded
             frames.feed(data)
         if not waited:
             await trio.lowlevel.cancel_shielded_checkpoint()

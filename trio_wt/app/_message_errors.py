@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import trio
+
 from .._errors import IncompleteRead, PeersDoing, TrioWTError
 from .._util import safe_text
 
-__all__ = ["IncompleteMessage", "InvalidMessage", "MessageTooLarge", "MissingExtra"]
+__all__ = ["IncompleteMessage", "InvalidMessage", "MessageTooLarge", "MissingExtra", "StreamEnded"]
 
 
 class InvalidMessage(PeersDoing, ValueError):
@@ -65,6 +67,13 @@ class IncompleteMessage(IncompleteRead):
 
     def __str__(self) -> str:
         return f"the stream ended inside a message, of which {self.received} bytes have come"
+
+
+class StreamEnded(PeersDoing, trio.EndOfChannel):
+    """The peer has ended a channel's stream: no more messages come."""
+
+    def __str__(self) -> str:
+        return "the stream has ended"
 
 
 class MissingExtra(TrioWTError, ImportError):

@@ -16,7 +16,7 @@ from typing import Final, Literal, TypeVar
 import trio
 
 from .._protocol.frames import CloseCode
-from ._codecs import Codec, told
+from ._codecs import Codec, check_codec, told
 from ._framing import Oversized
 from ._message_carriers import MessageCarrier, link_to
 from ._message_errors import InvalidMessage, MessageTooLarge
@@ -98,6 +98,7 @@ class MessageChannel(trio.abc.Channel[T]):
     ) -> None:
         if invalid not in ("raise", "close"):
             raise ValueError(f'invalid is "raise" or "close", not {invalid!r}')
+        check_codec(codec, "encode", "decode")
         self._link = link_to(carrier, max_size, invalid_code)
         self._codec = codec
         self._max_size = max_size

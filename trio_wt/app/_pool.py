@@ -89,7 +89,8 @@ class SessionPool(Generic[E, S]):
 
     A WebSocket is used by one at a time, and goes to the next user if nothing of the last one's is left on it: it is closed instead
     if the block was left by an exception or a cancellation, or if there is a message that was not received. Every other session is
-    shared, since its users have streams of their own. An opener such as `open_webtransport_connection` pools connections, on which
+    shared, since its users have streams of their own. Leave the block of a WebSocket only when every answer has come: one that comes later is
+    received by the next user. An opener such as `open_webtransport_connection` pools connections, on which
     users open sessions.
 
     A session that ends while somebody has it raises its own errors there. Cancelling its ``cancel_scope``, which
@@ -248,7 +249,11 @@ class SessionPool(Generic[E, S]):
             try:
                 await turn.done.wait()
             except BaseException:
-                self._turns.remove(turn)
+                if turn.member is not None:
+                    # In the very moment in which it was served.
+                    turn.member.give_back(turn.scope, failed=False)
+                elif turn.error is None:
+                    self._turns.remove(turn)
                 raise
         if turn.error is not None:
             raise turn.error

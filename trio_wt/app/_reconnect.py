@@ -129,9 +129,10 @@ class Reconnect(Generic[T]):
         while True:
             permit = await self._admit()
             self._attempts += 1
-            manager, session = self._open(), None
+            session = None
             opening = True
             try:
+                manager = self._open()
                 session = await manager.__aenter__()
                 opening = False
                 await self._resume(manager, session)
