@@ -95,7 +95,7 @@ def test_the_page_of_the_command(browser: Chromium) -> None:
                 wait_for(browser, log, rf"^{label}: <b>{kind}</b>")
         process.terminate()
         state = "document.getElementById('state').textContent"
-        wait_for(browser, state, "^closed with code 0: the server is stopping$")
+        wait_for(browser, state, "^closed with code 0$")
         assert process.wait(LIMIT) == 0
 
 
