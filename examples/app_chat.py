@@ -21,6 +21,7 @@ import argparse
 import base64
 from collections.abc import Sequence
 from functools import partial
+from math import inf
 from pathlib import Path
 from typing import Annotated
 
@@ -50,6 +51,7 @@ from trio_wt.app import (
 MAX_MESSAGE = 8192  # bytes
 MAX_MEMBERS, MAX_MEMBERS_OF_A_ROOM = 2000, 200
 MAX_UNSENT = 100  # messages that may wait for a member
+JOIN_WITHIN = 10.0  # seconds
 PAUSE = 0.05  # seconds between two messages of a member
 STOP_WITHIN = 2.0  # seconds
 
@@ -121,23 +123,29 @@ def room_of(context: Context) -> str:
     ],
 )
 async def chat(session: Session, room: str) -> None:
-    """Serve a member, however it comes."""
-    if isinstance(session, trio_wt.WebSocket):
-        await attend(session, rooms[room])
-    else:
-        async with await session.incoming_streams.receive() as stream:
-            await attend(stream, rooms[room])
+    """Serve a member, however it comes, unless it takes too long to join."""
+    with trio.move_on_after(JOIN_WITHIN) as joining:
+        if isinstance(session, trio_wt.WebSocket):
+            await attend(session, rooms[room], joining)
+        else:
+            async with await session.incoming_streams.receive() as stream:
+                await attend(stream, rooms[room], joining)
 
 
-async def attend(carrier: trio_wt.WebSocket | trio_wt.Stream, room: Topic[ToMember]) -> None:
+async def attend(
+    carrier: trio_wt.WebSocket | trio_wt.Stream, room: Topic[ToMember], joining: trio.CancelScope
+) -> None:
     """Serve a member from coming to going; what it must not send ends it."""
     channel = MessageChannel(carrier, FROM_MEMBER, max_size=MAX_MESSAGE, invalid="close")
     try:
         first = await channel.receive()
         if isinstance(first, Join):
+            joining.deadline = inf
             await converse(carrier, channel, room, first.name)
-    except (InvalidMessage, IncompleteMessage):
-        pass  # the member has been told, or has gone
+    except InvalidMessage:
+        pass  # the member has been told
+    except (trio.EndOfChannel, IncompleteMessage, trio_wt.StreamReset):
+        pass  # the member has gone
 
 
 async def converse(

@@ -10,7 +10,9 @@ ends run on loopback. It needs the packages rich and msgspec.
 A file has a WebTransport stream, and both directions work the same way. The sender offers it, by a
 line of JSON with its name, size and SHA-256. The receiver answers from which byte on it needs it.
 Those bytes follow, and when the SHA-256 of all of them is right, the receiver says so. What has
-come of a file is kept under the name of its SHA-256, so two versions are never mixed.
+come of a file is kept under the name of its SHA-256 and size, so two versions are never mixed. It
+has one writer at a time, the newest: who comes back after a cut takes over from its old connection,
+whose end may not have been noticed yet.
 """
 
 from __future__ import annotations
@@ -19,9 +21,10 @@ import argparse
 import hashlib
 import os
 import tempfile
-from collections.abc import Awaitable, Callable, Iterator, Sequence
-from contextlib import AbstractAsyncContextManager, contextmanager, suppress
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
+from contextlib import AbstractAsyncContextManager, asynccontextmanager, contextmanager, suppress
 from functools import partial
+from math import inf
 from typing import Annotated, TypeAlias, TypeVar
 
 import msgspec
@@ -51,8 +54,7 @@ MAX_FILES = 1000  # in the server's folder, those included that have not arrived
 PATH = "/files"
 STOP_WITHIN = 5.0  # seconds, for what is under way when the server is stopped
 
-CANCELLED = trio_wt.WebTransportSettings().cancelled_code
-BAD_REQUEST, NOT_FOUND, EXISTS, TOO_LARGE, FULL, NO_ACCESS, DAMAGED = range(0x10, 0x17)
+BAD_REQUEST, NOT_FOUND, EXISTS, TOO_LARGE, FULL, NO_ACCESS, DAMAGED, OVERTAKEN = range(0x10, 0x18)
 REASONS = {
     BAD_REQUEST: "the other side says what makes no sense here",
     NOT_FOUND: "there is no such file",
@@ -61,6 +63,7 @@ REASONS = {
     FULL: "the server has too many files",
     NO_ACCESS: "the server cannot read or write it",
     DAMAGED: "other bytes have arrived than those that were offered; try again",
+    OVERTAKEN: "another connection has begun to send the same file",
 }
 
 # Nothing that leads out of a folder, and nothing hidden.
@@ -160,34 +163,81 @@ async def send_file(stream: trio_wt.Stream, path: trio.Path, offer: Offer, tell:
     await receive_line(stream, ARRIVED)
 
 
-def part_of(folder: trio.Path, offer: Offer) -> trio.Path:
-    """Where a file is until all of it is there."""
-    return folder / f".{offer.sha256}.part"
+class Folder:
+    """Where files arrive.
+
+    Args:
+        path: where it is.
+        max_files: the most that there may be, with those that have not arrived as a whole.
+    """
+
+    def __init__(self, path: trio.Path, max_files: float = inf) -> None:
+        self.path = path
+        self._max_files = max_files
+        # Held from looking which files there are until there is one more, or one has its name.
+        self._looking = trio.Lock()
+        # Who writes a part, and whether it has ended.
+        self._writers: dict[trio.Path, tuple[trio.CancelScope, trio.Event]] = {}
+
+    def part_of(self, offer: Offer) -> trio.Path:
+        """Where a file is until all of it is there, and right."""
+        return self.path / f".{offer.sha256}.{offer.size}.part"
+
+    @asynccontextmanager
+    async def only_writer(self, part: trio.Path) -> AsyncIterator[None]:
+        """Write a part, and stop whoever does so already."""
+        before = self._writers.get(part)
+        scope, ended = self._writers[part] = trio.CancelScope(), trio.Event()
+        try:
+            if before is not None:
+                before[0].cancel()
+                with trio.CancelScope(shield=True):  # so that there are never two
+                    await before[1].wait()
+            with scope:
+                yield
+        finally:
+            ended.set()
+            if self._writers[part][1] is ended:
+                del self._writers[part]
+        if scope.cancelled_caught:
+            raise Refused(OVERTAKEN)
+
+    async def make_part(self, part: trio.Path) -> None:
+        """Begin with a part, or find it as it was left."""
+        async with self._looking:
+            if not await part.exists():
+                if len(list(await self.path.iterdir())) >= self._max_files:
+                    raise Refused(FULL)
+                await part.touch()
+
+    async def give_name(self, part: trio.Path, target: trio.Path) -> None:
+        """Make a file of a part."""
+        async with self._looking:
+            if await target.exists():  # somebody else has been faster
+                raise Refused(EXISTS)
+            await part.rename(target)
 
 
 async def receive_file(
-    stream: trio_wt.Stream, folder: trio.Path, name: str, offer: Offer, tell: Tell
+    stream: trio_wt.Stream, folder: Folder, name: str, offer: Offer, tell: Tell
 ) -> None:
     """Take what is not there yet of a file that was offered."""
-    target = folder / name
-    if not await target.exists():
-        await receive_rest(stream, part_of(folder, offer), offer, tell)
-        if await target.exists():  # somebody else has been faster
+    target, part = folder.path / name, folder.part_of(offer)
+    async with folder.only_writer(part):
+        if not await target.exists():
+            await folder.make_part(part)
+            await receive_rest(stream, part, offer, tell)
+            await folder.give_name(part, target)
+        elif await digest_of(target) == offer.sha256:  # it came before, and the word got lost
+            tell(offer.size, offer.size)
+            await send_line(stream, START, Start(offer.size))
+        else:
             raise Refused(EXISTS)
-        await part_of(folder, offer).rename(target)
-    elif await digest_of(target) == offer.sha256:  # it has come before, and the word of it got lost
-        tell(offer.size, offer.size)
-        await send_line(stream, START, Start(offer.size))
-    else:
-        raise Refused(EXISTS)
     await send_line(stream, ARRIVED, Arrived())
 
 
 async def receive_rest(stream: trio_wt.Stream, part: trio.Path, offer: Offer, tell: Tell) -> None:
     """Take what is not there yet of a file into its part, and check all of it."""
-    await part.touch()
-    # The end of another connection for the same file may not have been noticed yet. That is no
-    # harm: both write the same bytes to the same places, and leave no gaps.
     async with await part.open("r+b") as file:
         offset = min(await file.seek(0, os.SEEK_END), offer.size)
         await file.seek(offset)
@@ -226,8 +276,9 @@ def bar(progress: Progress, name: str) -> Iterator[Tell]:
 # ---- the server
 
 
-def make_app(folder: trio.Path, max_size: float, progress: Progress) -> App:
+def make_app(path: trio.Path, max_size: float, progress: Progress) -> App:
     """An application that keeps files in a folder."""
+    folder = Folder(path, MAX_FILES)
     app = App()
 
     @app.webtransport(PATH)
@@ -251,16 +302,12 @@ def make_app(folder: trio.Path, max_size: float, progress: Progress) -> App:
         request = await receive_line(stream, REQUEST)
         with bar(progress, request.name) as tell:
             if isinstance(request, Wanted):
-                path = folder / request.name
-                await send_file(stream, path, await offer_of(path), tell)
-                return
-            if request.size > max_size:
+                file = path / request.name
+                await send_file(stream, file, await offer_of(file), tell)
+            elif request.size > max_size:
                 raise Refused(TOO_LARGE)
-            there = {path.name for path in await folder.iterdir()}
-            its = {request.name, part_of(folder, request).name}
-            if len(there) >= MAX_FILES and there.isdisjoint(its):
-                raise Refused(FULL)
-            await receive_file(stream, folder, request.name, request, tell)
+            else:
+                await receive_file(stream, folder, request.name, request, tell)
 
     return app
 
@@ -315,7 +362,7 @@ async def persist(
 
     try:
         async for attempt in trio_wt.reconnect(
-            connect, retry=is_interrupted, on_retry=tell_why, initial_delay=0.2, max_delay=5
+            connect, on_retry=tell_why, initial_delay=0.2, max_delay=5
         ):
             async with attempt as session, session.open_stream() as stream:
                 await transfer(stream)
@@ -324,12 +371,6 @@ async def persist(
         if exc.code not in REASONS:
             raise
         raise Refused(exc.code) from None
-
-
-def is_interrupted(exc: Exception) -> bool | None:
-    """A server that stops cancels what it does; it may come back. All else is as always."""
-    ends = (trio_wt.StreamReset, trio_wt.ConnectionClosed)
-    return True if isinstance(exc, ends) and exc.code == CANCELLED else None
 
 
 async def put(connect: Connect, path: trio.Path, progress: Progress) -> None:
@@ -344,7 +385,7 @@ async def get(connect: Connect, name: str, folder: trio.Path, progress: Progress
 
     async def transfer(stream: trio_wt.Stream) -> None:
         await send_line(stream, REQUEST, Wanted(name))
-        await receive_file(stream, folder, name, await receive_line(stream, OFFER), tell)
+        await receive_file(stream, Folder(folder), name, await receive_line(stream, OFFER), tell)
 
     with bar(progress, name) as tell:
         await persist(connect, progress, transfer)

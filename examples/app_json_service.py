@@ -155,6 +155,7 @@ class Service:
         async with trio.open_nursery() as nursery:
             async for stream in session.incoming_streams:
                 nursery.start_soon(self.serve_stream, stream)
+            nursery.cancel_scope.cancel()  # the session has ended: nobody takes an answer
 
     async def serve_stream(self, stream: trio_wt.Stream) -> None:
         try:
@@ -174,11 +175,13 @@ class Service:
                 except InvalidMessage as exc:
                     await channel.send(Answer(None, Wrong(exc.path, exc.reason)))
                     free.release()
-                except trio.EndOfChannel:
+                except trio_wt.ConnectionClosed:
+                    nursery.cancel_scope.cancel()  # nobody is there any more to take answers
                     break
+                except trio.EndOfChannel:
+                    break  # of a stream: the client has no more calls, and waits for the answers
                 else:
                     nursery.start_soon(self.answer, channel, message, free)
-            nursery.cancel_scope.cancel()  # nobody is there any more to take the rest
 
     async def answer(self, channel: Channel, message: Call | Answer, free: trio.Semaphore) -> None:
         match message:
@@ -222,13 +225,13 @@ _Asked: TypeAlias = tuple[Call, trio.MemorySendChannel[Reply]]
 
 
 class Client:
-    """Asks, over one channel after the other.
+    """Asks, over one session after the other.
 
     Args:
-        connect: opens a channel.
+        connect: opens a session.
     """
 
-    def __init__(self, connect: Callable[[], AbstractAsyncContextManager[Channel]]) -> None:
+    def __init__(self, connect: Callable[[], AbstractAsyncContextManager[Session]]) -> None:
         self._connect = connect
         self._numbers = count()
         self._calls, self._next_calls = trio.open_memory_channel[_Asked](0)
@@ -254,10 +257,12 @@ class Client:
 
     async def run(self) -> None:
         """Stay connected, until cancelled."""
-        async for attempt in trio_wt.reconnect(
-            self._connect, retry=_server_stops, initial_delay=0.1
-        ):
-            async with attempt as channel, trio.open_nursery() as nursery:
+        async for attempt in trio_wt.reconnect(self._connect, initial_delay=0.1):
+            async with (
+                attempt as session,
+                open_channel(session) as channel,
+                trio.open_nursery() as nursery,
+            ):
                 nursery.start_soon(self._send_calls, channel)
                 async for message in channel:
                     if isinstance(message, Answer) and message.number in self._unanswered:
@@ -273,31 +278,27 @@ class Client:
             await channel.send(call)
 
 
-def _server_stops(exc: Exception) -> bool | None:
-    """A server that stops cancels what it does; it may come back. All else is as always."""
-    ends = (trio_wt.StreamReset, trio_wt.ConnectionClosed)
-    cancelled = trio_wt.WebTransportSettings().cancelled_code
-    return True if isinstance(exc, ends) and exc.code == cancelled else None
-
-
 @asynccontextmanager
-async def open_channel(url: str, tls: trio_wt.ClientTLS | None = None) -> AsyncIterator[Channel]:
-    """Connect by WebSocket (ws:, wss:), or by WebTransport (https:) with a stream."""
-    if url.startswith("ws"):
-        async with trio_wt.open_websocket(url) as ws:
-            yield channel_over(ws)
+async def open_channel(session: Session) -> AsyncIterator[Channel]:
+    """A WebSocket is a channel; of a WebTransport session, a stream is."""
+    if isinstance(session, trio_wt.WebSocket):
+        yield channel_over(session)
     else:
-        async with (
-            trio_wt.open_webtransport(url, tls=tls, keep_alive=10) as session,
-            session.open_stream() as stream,
-        ):
+        async with session.open_stream() as stream:
             yield channel_over(stream)
+
+
+def open_session(url: str, tls: trio_wt.ClientTLS | None) -> AbstractAsyncContextManager[Session]:
+    """Connect by WebSocket (ws:, wss:), or by WebTransport (https:)."""
+    if url.startswith("ws"):
+        return trio_wt.open_websocket(url)
+    return trio_wt.open_webtransport(url, tls=tls, keep_alive=10)
 
 
 @asynccontextmanager
 async def open_client(url: str, tls: trio_wt.ClientTLS | None = None) -> AsyncIterator[Client]:
     """A client that stays connected for as long as the block lasts."""
-    client = Client(partial(open_channel, url, tls))
+    client = Client(partial(open_session, url, tls))
     async with trio.open_nursery() as nursery:
         nursery.start_soon(client.run)
         yield client

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import pickle
+import tracemalloc
 from collections import deque
 from collections.abc import AsyncIterator, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
@@ -26,6 +27,7 @@ from trio_wt import (
 )
 from trio_wt._protocol import websocket as protocol
 from trio_wt._webtransport.settings import WebTransportSettingsKwargs
+from trio_wt.app._codecs import JsonCodec
 from trio_wt.app._subscription import Subscription, TooSlow
 from trio_wt.app._topic import Rooms, Topic
 from trio_wt.testing import Network, websocket_pair, webtransport_pair
@@ -652,6 +654,129 @@ async def test_without_waiting_nobody_gets_it() -> None:
         assert topic.publish_nowait("2") == 2
 
 
+async def test_small_messages_do_not_overtake_a_large_one_that_waits() -> None:
+    topic = Topic[str]()
+    async with (
+        topic.subscribe(slow="wait", limit=10, limit_bytes=100) as local,
+        topic.subscribe() as other,
+        trio.open_nursery() as nursery,
+    ):
+        await topic.publish("0" * 60)
+        for message in ("1" * 80, "2", "3"):
+            nursery.start_soon(topic.publish, message)
+            await trio.testing.wait_all_tasks_blocked()
+        assert (local.queued, local.publishers_waiting) == (1, 3)
+        with pytest.raises(trio.WouldBlock):
+            topic.publish_nowait("4")
+        assert [(await local.receive())[0] for _ in range(4)] == ["0", "1", "2", "3"]
+        assert await topic.publish("5") == 2
+        assert await all_of(local) == ["5"]
+        assert [message[0] for message in await all_of(other)] == ["0", "1", "2", "3", "5"]
+
+
+async def test_who_gives_up_lets_those_behind_go_on() -> None:
+    topic = Topic[str]()
+    results = []
+
+    async def publish(message: str) -> None:
+        results.append((message[0], await topic.publish(message)))
+
+    async with (
+        peers(1) as (slow,),
+        topic.subscribe(slow.ws, slow="wait", limit=3, limit_bytes=100) as behind,
+        trio.open_nursery() as nursery,
+    ):
+        owed = await slow.stall()
+        await topic.publish("0" * 60)
+        with trio.CancelScope() as scope:
+            async with trio.open_nursery() as inner:
+                inner.start_soon(topic.publish, "1" * 80)
+                await trio.testing.wait_all_tasks_blocked()
+                for message in ("2", "3", "4"):
+                    nursery.start_soon(publish, message)
+                    await trio.testing.wait_all_tasks_blocked()
+                assert results == []
+                scope.cancel()
+        await trio.testing.wait_all_tasks_blocked()
+        assert sorted(results) == [("2", 1), ("3", 1)], "two have room, and the last still waits"
+        assert (behind.queued, behind.queued_bytes, behind.publishers_waiting) == (3, 62, 1)
+        slow.go_on()
+        assert await slow.received() == [*owed, *text("0" * 60, "2", "3", "4")]
+        assert results[-1] == ("4", 1)
+
+
+async def test_who_is_cancelled_when_room_comes_has_sent_nothing() -> None:
+    topic = Topic[str]()
+    async with topic.subscribe(slow="wait", limit=1) as local, trio.open_nursery() as nursery:
+        await topic.publish("0")
+        with trio.CancelScope() as scope:
+            async with trio.open_nursery() as inner:
+                inner.start_soon(topic.publish, "1")
+                await trio.testing.wait_all_tasks_blocked()
+                nursery.start_soon(topic.publish, "2")
+                await trio.testing.wait_all_tasks_blocked()
+                scope.cancel()
+                assert local.receive_nowait() == "0"
+        await trio.testing.wait_all_tasks_blocked()
+        assert (local.queued, local.publishers_waiting) == (1, 0)
+        assert await local.receive() == "2"
+    assert topic.statistics().taken == 2
+
+
+@given(
+    steps=st.lists(
+        st.one_of(st.integers(0, 12), st.none(), st.tuples(st.integers(0, 5))), max_size=40
+    ),
+    limit=st.integers(1, 4),
+    limit_bytes=st.integers(1, 30),
+)
+def test_who_waits_is_served_in_turn(steps: list[Any], limit: int, limit_bytes: int) -> None:
+    """A number publishes a message of so many bytes; None receives one; a tuple cancels a publisher that waits."""
+
+    async def main() -> None:
+        topic = Topic[bytes]()
+        queue: list[bytes] = []
+        line: list[tuple[bytes, trio.CancelScope]] = []
+
+        async def publish(message: bytes, scope: trio.CancelScope) -> None:
+            with scope:
+                await topic.publish(message)
+
+        def is_full(message: bytes) -> bool:
+            size = sum(map(len, queue)) + len(message)
+            return len(queue) >= limit or (len(queue) > 0 and size > limit_bytes)
+
+        async with (
+            topic.subscribe(slow="wait", limit=limit, limit_bytes=limit_bytes) as local,
+            trio.open_nursery() as nursery,
+        ):
+            for number, step in enumerate(steps):
+                if step is None:
+                    if queue:
+                        assert local.receive_nowait() == queue.pop(0)
+                elif isinstance(step, tuple):
+                    if line:
+                        line.pop(step[0] % len(line))[1].cancel()
+                else:
+                    message, scope = bytes([number]) * step, trio.CancelScope()
+                    if line or is_full(message):
+                        with pytest.raises(trio.WouldBlock):
+                            topic.publish_nowait(message)
+                    nursery.start_soon(publish, message, scope)
+                    line.append((message, scope))
+                await trio.testing.wait_all_tasks_blocked()
+                while line and not is_full(line[0][0]):
+                    queue.append(line.pop(0)[0])
+                assert (local.queued, local.publishers_waiting) == (len(queue), len(line))
+                assert local.queued_bytes == sum(map(len, queue))
+            for _, scope in line:
+                scope.cancel()
+            await trio.testing.wait_all_tasks_blocked()
+            assert await all_of(local) == queue
+
+    trio.run(main)
+
+
 @pytest.mark.parametrize("how", ["leaves", "is cancelled", "is lost"])
 async def test_who_ends_is_waited_for_no_longer(how: str) -> None:
     topic = Topic[str]()
@@ -904,6 +1029,98 @@ async def test_too_slow_in_this_process() -> None:
     assert got == [0, 1, 2], "nothing is lost that was accepted"
 
 
+async def test_text_counts_as_utf_8_in_this_process_too() -> None:
+    topic = Topic[str]()
+    async with topic.subscribe(slow="drop newest", limit_bytes=10) as local:
+        assert topic.publish_nowait("é" * 3) == 1
+        assert topic.publish_nowait("é" * 3) == 0, "6 bytes and 6 are too many"
+        assert topic.publish_nowait("xxxx") == 1
+        assert local.queued_bytes == topic.statistics().queued_bytes == 10
+        assert await all_of(local) == ["ééé", "xxxx"]
+        assert topic.publish_nowait("\ud800") == 1, "what is not sent need not be UTF-8"
+        assert local.queued_bytes == 3
+
+
+async def test_other_objects_count_by_number_only() -> None:
+    topic = Topic[object]()
+    async with topic.subscribe(slow="drop newest", limit=3, limit_bytes=1) as local:
+        assert [topic.publish_nowait(["x" * 100]) for _ in range(4)] == [1, 1, 1, 0]
+        assert (local.queued, local.queued_bytes) == (3, 0)
+
+
+@pytest.mark.parametrize("codec", ["json", JsonCodec, object()])
+def test_what_is_no_codec(codec: Any) -> None:
+    for kind in (Topic, Rooms):
+        with pytest.raises(TypeError, match="no codec: give an object with encode"):
+            kind(codec)
+
+
+async def test_who_has_nothing_queued_is_small() -> None:
+    topic = Topic[str]()
+    async with peers(1) as (member,):
+        tracemalloc.start()
+        try:
+            async with AsyncExitStack() as stack:
+                before = tracemalloc.get_traced_memory()[0]
+                held = [topic.subscribe(member.ws) for _ in range(200)]
+                each = (tracemalloc.get_traced_memory()[0] - before) / len(held)
+                assert each < 1000
+                small = await stack.enter_async_context(held[0])
+                await member.stall()
+                await topic.publish("x")
+                queue = small._queue
+                assert small.queued == 1
+                member.go_on()
+                await trio.testing.wait_all_tasks_blocked()
+                assert small.queued == 0
+                assert small._queue is not queue, "it is given back"
+        finally:
+            tracemalloc.stop()
+
+
+@pytest.mark.parametrize("told", [True, False])
+async def test_too_slow_is_told_once(told: bool) -> None:
+    topic = Topic[int]()
+    ended = False
+
+    async def listen() -> None:
+        nonlocal ended
+        async with topic.subscribe(slow="disconnect", limit=1) as subscription:
+            topic.publish_nowait(0)
+            topic.publish_nowait(1)
+            assert await subscription.receive() == 0
+            if told:
+                for _ in range(2):
+                    with pytest.raises(TooSlow):
+                        await subscription.receive()
+        ended = True
+
+    if told:
+        await listen()
+    else:
+        with pytest.raises(TooSlow):
+            await listen()
+    assert ended == told
+
+
+async def test_too_slow_in_this_process_hides_no_other_end() -> None:
+    topic = Topic[int]()
+    error = ConnectionClosedError(1006, "of a connection", remote=True)
+    with pytest.raises(ConnectionClosedError) as caught:
+        async with topic.subscribe(slow="disconnect", limit=1):
+            topic.publish_nowait(0)
+            topic.publish_nowait(1)
+            raise error
+    assert caught.value is error
+    with pytest.raises(TooSlow) as caught:
+        async with topic.subscribe(slow="disconnect", limit=1) as subscription:
+            topic.publish_nowait(0)
+            topic.publish_nowait(1)
+            async for _ in subscription:
+                pass
+    assert caught.value.__cause__ is None
+
+
 async def test_waiting_for_a_task_of_this_process() -> None:
     topic = Topic[int]()
     async with (
@@ -1049,6 +1266,113 @@ async def test_the_peer_sees_how_the_block_ended(how: str) -> None:
             with pytest.raises(StreamReset):
                 await stream.receive_all(10**6)
         assert b.closed is None
+
+
+@pytest.mark.parametrize("how", ["is cancelled", "fails", "leaves a rest"])
+async def test_a_stream_is_reset_if_it_ends_in_the_middle_of_a_message(how: str) -> None:
+    topic = Topic[bytes]()
+    async with webtransport_pair(**SMALL) as (a, b), one_way_pair(b, a) as (ours, theirs):
+        try:
+            async with topic.subscribe(ours, slow="wait") as subscription:
+                await topic.publish(b"whole")
+                await topic.publish(bytes(200_000))
+                await settle()
+                if how == "fails":
+                    raise KeyError
+                if how == "is cancelled":
+                    subscription.cancel_scope.cancel()
+                    await trio.sleep_forever()
+        except KeyError:
+            pass
+        assert (subscription.sent, subscription.dropped) == (1, 1)
+        async with topic.subscribe(ours):
+            assert await topic.publish(b"next") == 0, "it would be taken for a part of the last"
+        with pytest.raises(trio.ClosedResourceError):
+            await ours.send_all(b"x")
+        with pytest.raises(StreamReset) as caught:
+            await theirs.receive_all(10**6)
+        settings = ours._carrier.settings
+        cancelled = how == "is cancelled"
+        expected = settings.cancelled_code if cancelled else settings.failed_code
+        assert (caught.value.code, caught.value.remote) == (expected, True)
+        assert b.closed is None
+
+
+async def test_a_stream_of_whole_messages_stays_as_it_is() -> None:
+    topic = Topic[bytes]()
+    async with webtransport_pair(**SMALL) as (a, b), one_way_pair(b, a) as (ours, theirs):
+        full = 0
+        while (room := ours._carrier.room(ours._stream_id)) > 0:
+            await ours.send_all(bytes(room))
+            full += room
+            await settle()
+        async with topic.subscribe(ours) as first:
+            await topic.publish(b"waits for room")
+            await topic.publish(b"waits behind it")
+            await settle()
+            first.cancel_scope.cancel()
+            await trio.sleep_forever()
+        assert (first.sent, first.dropped) == (0, 2)
+        assert await theirs.receive_exactly(full) == bytes(full)
+        async with topic.subscribe(ours) as second:
+            await topic.publish(b"next")
+            second.cancel_scope.cancel()
+            await trio.sleep_forever()
+        await ours.send_eof()
+        assert await theirs.receive_all(100) == prefixed(b"next")
+
+
+@pytest.mark.parametrize("how", ["is cancelled", "leaves a rest"])
+async def test_a_stream_of_another_kind_is_closed_in_the_middle_of_a_message(how: str) -> None:
+    topic = Topic[bytes]()
+    sender, receiver = trio.testing.lockstep_stream_one_way_pair()
+    async with topic.subscribe(sender) as subscription:
+        await topic.publish(b"message")
+        assert await receiver.receive_some(2) == b"\x00\x00"
+        if how == "is cancelled":
+            subscription.cancel_scope.cancel()
+            await trio.sleep_forever()
+    assert (subscription.sent, subscription.dropped) == (0, 1)
+    with pytest.raises(trio.ClosedResourceError):
+        await sender.send_all(b"x")
+    with trio.fail_after(1):
+        assert [bytes(rest) async for rest in receiver] == [b"\x00\x07message"]
+
+
+async def test_a_stream_with_a_bug_is_closed() -> None:
+    async def fail() -> None:
+        raise KeyError("a bug")
+
+    topic = Topic[bytes]()
+    sender, _ = trio.testing.memory_stream_one_way_pair()
+    sender.send_all_hook = fail
+    with pytest.raises(KeyError, match="a bug"):
+        async with topic.subscribe(sender):
+            await topic.publish(b"x")
+            await trio.sleep_forever()
+    with pytest.raises(trio.ClosedResourceError):
+        await sender.send_all(b"y")
+
+
+async def test_a_stream_of_another_kind_of_whole_messages_stays_as_it_is() -> None:
+    topic = Topic[bytes]()
+    sender, receiver = trio.testing.memory_stream_one_way_pair()
+    for message in (b"one", b"two"):
+        async with topic.subscribe(sender) as subscription:
+            await topic.publish(message)
+            assert await receiver.receive_some() == prefixed(message)
+            subscription.cancel_scope.cancel()
+            await trio.sleep_forever()
+    busy, receiver = trio.testing.lockstep_stream_one_way_pair()
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(busy.send_all, b"the user's own")
+        await trio.testing.wait_all_tasks_blocked()
+        with pytest.raises(trio.BusyResourceError):
+            async with topic.subscribe(busy):
+                await topic.publish(b"refused")
+                await trio.sleep_forever()
+        assert await receiver.receive_some() == b"the user's own"
+    await sender.send_all(b"still open")
 
 
 async def test_entering_can_be_cancelled() -> None:

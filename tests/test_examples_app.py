@@ -194,6 +194,58 @@ async def test_app_chat_bears_one_who_leaves_in_the_middle_of_a_message() -> Non
             await chat.chat(far, room="tea")
 
 
+@pytest.mark.parametrize("joins_first", [False, True])
+@pytest.mark.parametrize("way", ["ends its stream", "resets its stream"])
+async def test_app_chat_takes_every_end_for_leaving(way: str, joins_first: bool) -> None:
+    chat = example("app_chat")
+    async with webtransport_pair() as (session, far), trio.open_nursery() as nursery:
+        async with session.open_stream() as stream:
+            if joins_first:
+                await json_over(stream).send({"type": "join", "name": "bob"})
+            else:
+                await stream.send_all(b"\0")
+            nursery.start_soon(partial(chat.chat, far, room="tea"))
+            await trio.testing.wait_all_tasks_blocked()
+            if way == "ends its stream":
+                await stream.send_eof()
+            else:
+                stream.reset(5)
+            await trio.sleep(1)
+    assert list(chat.rooms) == []
+
+
+async def test_app_chat_bears_one_who_leaves_before_saying_anything() -> None:
+    chat = example("app_chat")
+    async with webtransport_pair() as (session, far):
+        async with session.open_stream() as stream:
+            await stream.send_eof()
+            await chat.chat(far, room="tea")
+
+
+@pytest.mark.parametrize("sends", ["nothing", "a byte", "no stream"])
+async def test_app_chat_does_not_wait_for_ever_for_a_member_to_join(sends: str) -> None:
+    chat = example("app_chat")
+    with trio.fail_after(20):
+        if sends == "nothing":
+            async with connected("websocket", partial(chat.chat, room="tea")) as channel:
+                assert isinstance(await ending(channel), trio_wt.ConnectionClosedOK)
+            return
+        async with webtransport_pair() as (session, far), AsyncExitStack() as stack:
+            if sends == "a byte":
+                stream = await stack.enter_async_context(session.open_stream())
+                await stream.send_all(b"\0")
+            await chat.chat(far, room="tea")
+
+
+@BOTH
+async def test_app_chat_lets_members_be_silent_once_they_have_joined(kind: str) -> None:
+    chat = example("app_chat")
+    async with member(chat, kind, "tea", "ann") as ann:
+        await trio.sleep(25)
+        await ann.send({"type": "say", "text": "still here"})
+        assert (await ann.receive())["text"] == "still here"
+
+
 async def test_app_chat_disconnects_who_does_not_read_and_nobody_else_notices() -> None:
     chat = example("app_chat")
     text = "x" * 1000
@@ -445,6 +497,7 @@ async def test_app_file_drop_says_what_it_does_not_take(files: Files) -> None:
         await (files.here / name).write_bytes(content)
     await (files.there / "same").write_bytes(b"x")
     await (files.there / "other").write_bytes(b"yy")
+    module.MAX_FILES = 2
     async with files.serving(max_size=1000) as server:
         port = server.port
         await files.put(port, "same")
@@ -461,7 +514,6 @@ async def test_app_file_drop_says_what_it_does_not_take(files: Files) -> None:
             with pytest.raises(module.Refused) as refused:
                 await transfer(port, name)
             assert refused.value.code == code, name
-        module.MAX_FILES = 2
         await (files.here / "third").write_bytes(b"3")
         with pytest.raises(module.Refused, match="too many files"):
             await files.put(port, "third")
@@ -518,7 +570,7 @@ async def test_app_file_drop_checks_what_comes(
             assert await stream.receive_all() == b"xxx"
             await stream.send_all(_line({"type": "arrived"}))
         left = {path.name: (await path.stat()).st_size for path in await files.there.iterdir()}
-        assert left == {"there": 10, f".{SHA}.part": 0}
+        assert left == {"there": 10, f".{SHA}.3.part": 0}
         digest = hashlib.sha256(b"abc").hexdigest()
         async with session.open_stream() as late:
             await late.send_all(_line(offer | {"sha256": digest}))
@@ -530,6 +582,140 @@ async def test_app_file_drop_checks_what_comes(
             assert refused.value.code == module.EXISTS
         assert await (files.there / "a").read_bytes() == b"another's"
     assert not caplog.records
+
+
+@pytest.mark.real_clock
+async def test_app_file_drop_lets_nobody_write_to_what_was_checked(files: Files) -> None:
+    module = files.module
+    content = os.urandom(MIB)
+    offer = _offer("a", content)
+    async with files.serving() as server:
+        connect = files.connector(server.port, 5)
+        async with connect() as one, connect() as another:
+            async with one.open_stream() as early, another.open_stream() as late:
+                await early.send_all(offer)
+                await early.receive_until(b"\n")
+                # One that comes back after a cut may be faster than the news of it.
+                await late.send_all(offer)
+                await late.receive_until(b"\n")
+                with pytest.raises(trio_wt.StreamReset) as overtaken:
+                    await early.receive_some()
+                assert overtaken.value.code == module.OVERTAKEN
+                await late.send_all(content, eof=True)
+                assert await late.receive_until(b"\n") == b'{"type":"arrived"}\n'
+                with pytest.raises(trio_wt.StreamReset):
+                    await early.send_all(b"EVIL" * (MIB // 4), eof=True)
+            async with another.open_stream() as again:
+                await again.send_all(offer, eof=True)
+                start = b'{"type":"start","offset":%d}\n' % len(content)
+                assert await again.receive_all() == start + b'{"type":"arrived"}\n'
+    assert [path.name for path in await files.there.iterdir()] == ["a"]
+    assert await (files.there / "a").read_bytes() == content
+
+
+@pytest.mark.real_clock
+async def test_app_file_drop_has_one_writer_however_many_come(files: Files) -> None:
+    module = files.module
+    content = os.urandom(MIB)
+    ends: list[bytes | int] = []
+
+    async def upload(session: trio_wt.WebTransportSession) -> None:
+        try:
+            async with session.open_stream() as stream:
+                await stream.send_all(_offer("a", content))
+                start = json.loads(await stream.receive_until(b"\n"))["offset"]
+                await stream.send_all(content[start:], eof=True)
+                ends.append(await stream.receive_all())
+        except trio_wt.StreamReset as exc:
+            ends.append(exc.code)
+
+    async with files.serving() as server, AsyncExitStack() as stack:
+        connect = files.connector(server.port, 5)
+        sessions = [await stack.enter_async_context(connect()) for _ in range(4)]
+        async with trio.open_nursery() as nursery:
+            for _ in range(4):
+                for session in sessions:
+                    nursery.start_soon(upload, session)
+    assert len(ends) == 16
+    assert set(ends) == {b'{"type":"arrived"}\n', module.OVERTAKEN}
+    assert [path.name for path in await files.there.iterdir()] == ["a"]
+    assert await (files.there / "a").read_bytes() == content
+
+
+@pytest.mark.real_clock
+async def test_app_file_drop_keeps_the_first_of_several_files_of_a_name(files: Files) -> None:
+    module = files.module
+    arrived: list[bytes] = []
+    codes: list[int] = []
+
+    async def upload(session: trio_wt.WebTransportSession, content: bytes) -> None:
+        try:
+            async with session.open_stream() as stream:
+                await stream.send_all(_offer("a", content) + content, eof=True)
+                await stream.receive_all()
+                arrived.append(content)
+        except trio_wt.StreamReset as exc:
+            codes.append(exc.code)
+
+    async with files.serving() as server, files.connector(server.port, 5)() as session:
+        async with trio.open_nursery() as nursery:
+            for number in range(16):
+                nursery.start_soon(upload, session, b"%d" % number)
+    assert codes == [module.EXISTS] * 15
+    assert await (files.there / "a").read_bytes() == arrived[0]
+
+
+@pytest.mark.real_clock
+async def test_app_file_drop_leaves_parts_alone_whose_size_is_another(files: Files) -> None:
+    content = os.urandom(MIB)
+    async with files.serving() as server, files.connector(server.port, 5)() as session:
+
+        async def offset() -> Any:
+            await stream.send_all(_offer("a", content))
+            return json.loads(await stream.receive_until(b"\n"))["offset"]
+
+        async with session.open_stream() as stream:
+            assert await offset() == 0
+            await stream.send_all(content[:1000], eof=True)
+            with pytest.raises(trio_wt.StreamReset):
+                await stream.receive_some()
+        for size in (0, 1, 2 * MIB):
+            async with session.open_stream() as stream:
+                await stream.send_all(_offer("b", content, size) + b"EVIL", eof=True)
+                with pytest.raises(trio_wt.StreamReset):
+                    await stream.receive_all()
+        async with session.open_stream() as stream:
+            assert await offset() == 1000
+
+
+@pytest.mark.real_clock
+async def test_app_file_drop_has_its_bound_when_many_come_at_once(files: Files) -> None:
+    module = files.module
+    module.MAX_FILES = 5
+    codes: list[int] = []
+
+    async def begin(session: trio_wt.WebTransportSession, number: int) -> None:
+        try:
+            async with session.open_stream() as stream:
+                await stream.send_all(_offer(f"{number}", b"%d" % number))
+                await stream.receive_until(b"\n")
+        except trio_wt.StreamReset as exc:
+            codes.append(exc.code)
+
+    async with files.serving() as server, AsyncExitStack() as stack:
+        connect = files.connector(server.port, 5)
+        sessions = [await stack.enter_async_context(connect()) for _ in range(4)]
+        async with trio.open_nursery() as nursery:
+            for number in range(24):
+                nursery.start_soon(begin, sessions[number % 4], number)
+        assert len(list(await files.there.iterdir())) == 5
+    assert codes == [module.FULL] * 19
+
+
+def _offer(name: str, content: bytes, size: int | None = None) -> bytes:
+    digest = hashlib.sha256(content).hexdigest()
+    size = len(content) if size is None else size
+    return _line({"type": "offer", "name": name, "size": size, "sha256": digest})
 
 
 def _line(message: dict[str, Any]) -> bytes:
@@ -788,6 +974,35 @@ async def test_app_json_service_bears_clients_that_go(
             await channel.send(_call(2, type="get", name="a"))
             assert await channel.receive() == _answer(2, type="missing")
         await session.aclose()
+
+
+async def test_app_json_service_answers_what_it_has_read_after_the_end_of_a_stream() -> None:
+    module = example("app_json_service")
+    async with webtransport_pair() as (session, far), trio.open_nursery() as nursery:
+        nursery.start_soon(module.Service().session, far)
+        async with session.open_stream() as stream:
+            channel = json_over(stream)
+            for number in range(20):
+                await channel.send(_call(number, type="get", name="a", wait=number))
+            await channel.send(_call(20, type="put", name="b", text=""))
+            await stream.send_eof()
+            numbers = [answer["number"] async for answer in channel]
+        assert sorted(numbers) == list(range(21))
+        await session.aclose()
+
+
+async def test_app_json_service_does_nothing_more_after_the_end_of_a_session() -> None:
+    module = example("app_json_service")
+    async with webtransport_pair() as (session, far), trio.open_nursery() as nursery:
+        nursery.start_soon(module.Service().session, far)
+        async with session.open_stream() as whole, session.open_stream() as half:
+            for stream in (whole, half):
+                await json_over(stream).send(_call(1, type="get", name="a", wait=60))
+            await half.send_eof()
+            await trio.sleep(1)
+            await session.aclose()
+        left_at = trio.current_time()
+    assert trio.current_time() - left_at < 5
 
 
 @pytest.mark.real_clock

@@ -68,7 +68,7 @@ class Parcel:
 
     Attributes:
         frame: the WebSocket frame that servers' connections share.
-        size: bytes, for the limits of queues; 0 for an object that was not encoded.
+        size: bytes, for the limits of queues: of the payload; without one, of text as UTF-8, and 0 for other objects.
 
     Raises:
         ValueError: it is too long for a length prefix.
@@ -82,8 +82,7 @@ class Parcel:
         self.text: bool = text
         self.frame: list[bytes] | None = None
         self._prefixed: bytes | None = None
-        counted = value if payload is None else payload
-        self.size: int = len(counted) if isinstance(counted, str | bytes) else 0
+        self.size: int = _size(value if payload is None else payload)
         if self.size >= 2 ** (8 * _PREFIX):
             raise ValueError(f"a message has less than 2^{8 * _PREFIX} bytes, not {self.size}")
 
@@ -93,6 +92,13 @@ class Parcel:
         if self._prefixed is None:
             self._prefixed = len(self.payload).to_bytes(_PREFIX) + self.payload
         return self._prefixed
+
+
+def _size(value: object) -> int:
+    if isinstance(value, str):
+        # Text that stays in this process need not be valid UTF-8.
+        return len(value) if value.isascii() else len(value.encode(errors="surrogatepass"))
+    return len(value) if isinstance(value, bytes) else 0
 
 
 class Offer(Enum):
@@ -222,18 +228,48 @@ class WebSocketOutlet(Outlet):
         connection.fail(CloseCode.POLICY_VIOLATION, TOO_SLOW)
 
 
-class StreamOutlet(Outlet):
-    """A stream of our own, with a length before each message.
+class FramedOutlet(Outlet):
+    """Any stream, with a length before each message."""
+
+    __slots__ = ("_cut", "_stream")
+
+    _stream: trio.abc.SendStream
+
+    def __init__(self) -> None:
+        # It was broken off in the middle of a message: what followed would be taken for the rest of that.
+        self._cut = False
+
+    async def serve(self, supply: Supply) -> None:
+        stream = self._stream
+        while supply.waiting:
+            # The message is chosen when there is room: a queue that drops may have changed by then.
+            await stream.wait_send_all_might_not_block()
+            framed = supply.take().prefixed
+            try:
+                await stream.send_all(framed)
+            except (trio.BusyResourceError, trio.BrokenResourceError, trio.ClosedResourceError):
+                raise  # nothing of it was sent, or nothing can follow
+            except BaseException:
+                self._cut = True
+                raise
+            supply.delivered()
+
+
+class StreamOutlet(FramedOutlet):
+    """A stream of our own.
 
     Args:
         stream: the stream.
     """
 
-    __slots__ = ("_stream",)
+    __slots__ = ()
+
+    _stream: SendStream
 
     is_direct = True
 
     def __init__(self, stream: SendStream) -> None:
+        super().__init__()
         self._stream = stream
 
     @property
@@ -251,8 +287,16 @@ class StreamOutlet(Outlet):
         carrier.push()
         return Offer.TAKEN
 
-    async def serve(self, supply: Supply) -> None:
-        await _serve_stream(self._stream, supply)
+    async def close(self, exc: BaseException | None, *, complete: bool) -> None:
+        # The stream knows better: a message of which no byte was sent has cut nothing.
+        if self._cut and self._stream._cut and self._stream._send_end is None:
+            await self._reset(exc)
+
+    async def _reset(self, exc: BaseException | None) -> None:
+        carrier = self._stream._carrier
+        code = carrier.settings.failed_code if exc is None else error_code(exc, carrier)
+        self._stream.reset(code)
+        await trio.lowlevel.cancel_shielded_checkpoint()
 
     async def part(self) -> None:
         self._stream.reset(TOO_SLOW_CODE)
@@ -269,6 +313,8 @@ class SessionStreamOutlet(StreamOutlet):
     __slots__ = ("_session",)
 
     def __init__(self, session: WebTransportSession | Connection) -> None:
+        # The stream comes with the block.
+        FramedOutlet.__init__(self)
         self._session = session
 
     async def open(self) -> None:
@@ -277,13 +323,10 @@ class SessionStreamOutlet(StreamOutlet):
         self._stream.cancel_scope.__exit__(None, None, None)
 
     async def close(self, exc: BaseException | None, *, complete: bool) -> None:
-        stream = self._stream
         if exc is None and complete:
-            await stream.aclose()
-            return
-        carrier = stream._carrier
-        stream.reset(carrier.settings.failed_code if exc is None else error_code(exc, carrier))
-        await trio.lowlevel.cancel_shielded_checkpoint()
+            await self._stream.aclose()
+        else:
+            await self._reset(exc)
 
     async def part(self) -> None:
         try:
@@ -349,23 +392,25 @@ class DatagramsOutlet(Outlet):
         return Offer.TAKEN
 
 
-class ForeignStreamOutlet(Outlet):
-    """Any stream of Trio's, with a length before each message.
+class ForeignStreamOutlet(FramedOutlet):
+    """Any other stream of Trio's.
 
     Args:
         stream: the stream.
     """
 
-    __slots__ = ("_stream",)
+    __slots__ = ()
 
     def __init__(self, stream: trio.abc.SendStream) -> None:
+        super().__init__()
         self._stream = stream
 
     def offer(self, parcel: Parcel) -> Offer:
         return Offer.FULL
 
-    async def serve(self, supply: Supply) -> None:
-        await _serve_stream(self._stream, supply)
+    async def close(self, exc: BaseException | None, *, complete: bool) -> None:
+        if self._cut:
+            await trio.aclose_forcefully(self._stream)
 
     async def part(self) -> None:
         await trio.aclose_forcefully(self._stream)
@@ -395,14 +440,6 @@ class ChannelOutlet(Outlet):
 
     async def part(self) -> None:
         await trio.aclose_forcefully(self._channel)
-
-
-async def _serve_stream(stream: trio.abc.SendStream, supply: Supply) -> None:
-    while supply.waiting:
-        # The message is chosen when there is room: a queue that drops may have changed by then.
-        await stream.wait_send_all_might_not_block()
-        await stream.send_all(supply.take().prefixed)
-        supply.delivered()
 
 
 def outlet_for(session: Subscriber, via: Via | None) -> Outlet:

@@ -12,8 +12,9 @@ its session says itself what has happened. Only a subscriber that was too slow h
 
 from __future__ import annotations
 
+from collections import deque
 from types import TracebackType
-from typing import TYPE_CHECKING, Generic, Literal, Self, TypeAlias, TypeVar, cast
+from typing import TYPE_CHECKING, Final, Generic, Literal, Self, TypeAlias, TypeVar, cast
 
 import trio
 
@@ -29,6 +30,9 @@ __all__ = ["Slow", "Subscription", "TooSlow", "Wait"]
 
 T = TypeVar("T")
 
+# The queue of all that have queued nothing: an empty deque of their own would cost each some 760 bytes.
+_NOTHING: Final[deque[Parcel]] = deque(maxlen=0)
+
 #: What becomes of a subscriber whose queue is full.
 Slow: TypeAlias = Literal["drop oldest", "drop newest", "disconnect", "wait"]
 
@@ -36,7 +40,8 @@ Slow: TypeAlias = Literal["drop oldest", "drop newest", "disconnect", "wait"]
 class TooSlow(ConnectionClosedError):
     """A subscriber did not keep up, and its policy is to disconnect such ones.
 
-    The block of `Topic.subscribe` raises it. ``code`` is 1008, ``reason`` is "too slow", ``remote`` is False.
+    The block of `Topic.subscribe` raises it, unless `Subscription.receive` has raised it before. ``code`` is 1008, ``reason`` is
+    "too slow", ``remote`` is False.
     """
 
     def __str__(self) -> str:
@@ -78,7 +83,8 @@ class Subscription(Generic[T]):
     """A subscriber of a topic, for as long as its block lasts; `Topic.subscribe` makes it.
 
     Leaving the block normally sends what waits, for the ``close_timeout`` of the subscriber's session at most (5 seconds where it
-    has none). Leaving it by an exception or a cancellation drops that.
+    has none); a deadline of an outer scope that passes meanwhile is heeded only after that. Leaving it by an exception or a
+    cancellation drops what waits.
 
     With no session it is in this process: iterate over it, or call `receive`.
 
@@ -96,6 +102,7 @@ class Subscription(Generic[T]):
         "_is_cut_short",
         "_is_gone",
         "_is_lost",
+        "_is_told",
         "_is_too_slow",
         "_is_writing",
         "_limit",
@@ -131,7 +138,7 @@ class Subscription(Generic[T]):
         self._limit = limit
         self._limit_bytes = limit_bytes
         self._services: Services | None = None
-        self._queue: list[Parcel] = []
+        self._queue: deque[Parcel] = _NOTHING
         self._bytes = 0
         # How many the outlet has taken from the queue, and not yet handed on: none or one.
         self._under_way = 0
@@ -139,13 +146,15 @@ class Subscription(Generic[T]):
         self._is_writing = outlet is None
         self._is_gone = False
         self._is_too_slow = False
+        # Who receives has been told that.
+        self._is_told = False
         # Nothing can be sent any more; not all of it was.
         self._is_lost = False
         self._is_cut_short = False
         # What an outlet raised that is no end of its carrier.
         self._bug: Exception | None = None
         # Publishers in line, if the policy is to wait; made when first needed.
-        self._waits: list[Wait] | None = None
+        self._waits: deque[Wait] | None = None
         # Where the writer, or who receives, waits for messages; where the block's end waits for the writer.
         self._more = Wakeup()
         self._drained = Wakeup()
@@ -224,9 +233,9 @@ class Subscription(Generic[T]):
         if exc is None or swallowed:
             if self._bug is not None:
                 raise self._bug
-            if self._is_too_slow:
+            if self._is_too_slow and not self._is_told:
                 raise self._error()
-        elif self._is_too_slow and isinstance(exc, ConnectionClosed):
+        elif self._is_too_slow and self._outlet is not None and isinstance(exc, ConnectionClosed):
             raise self._error() from exc
         return swallowed
 
@@ -276,7 +285,7 @@ class Subscription(Generic[T]):
 
     def _drop_all(self) -> None:
         self._drop(self.queued)
-        self._queue.clear()
+        self._queue = _NOTHING
         self._bytes = self._under_way = 0
 
     def _drop(self, count: int) -> None:
@@ -326,18 +335,27 @@ class Subscription(Generic[T]):
         return Offer.TAKEN
 
     def must_wait_for(self, size: int) -> bool:
-        """Whether a message of so many bytes has no room. The empty queue has room for any."""
+        """Whether a message of so many bytes has no room, or a publisher is in line before it."""
+        return bool(self._waits) or self._is_full_for(size)
+
+    def _is_full_for(self, size: int) -> bool:
+        """The empty queue has room for any."""
         queue = self._queue
         return bool(queue) and (len(queue) >= self._limit or self._bytes + size > self._limit_bytes)
 
     def _drop_for(self, size: int) -> None:
-        while self.must_wait_for(size):
-            self._bytes -= self._queue.pop(0).size
+        while self._is_full_for(size):
+            self._bytes -= self._queue.popleft().size
             self._drop(1)
 
-    def _enqueue(self, parcel: Parcel) -> None:
+    def _append(self, parcel: Parcel) -> None:
+        if self._queue is _NOTHING:
+            self._queue = deque()
         self._queue.append(parcel)
         self._bytes += parcel.size
+
+    def _enqueue(self, parcel: Parcel) -> None:
+        self._append(parcel)
         if self._is_writing:
             self._more.wake()
         else:
@@ -357,13 +375,27 @@ class Subscription(Generic[T]):
     def wait(self, wait: Wait) -> None:
         """A publisher waits for room from now on, behind those that do already."""
         if self._waits is None:
-            self._waits = []
+            self._waits = deque()
         self._waits.append(wait)
 
     def give_up(self, wait: Wait) -> None:
         """It does not any more."""
         if self._waits is not None and wait in self._waits:
             self._waits.remove(wait)
+            self._let_in()
+
+    def _let_in(self) -> None:
+        """Publishers in line for whose messages there is room now. As long as there is a line, the queue is not empty."""
+        waits = self._waits
+        while waits:
+            wait = waits[0]
+            # Else it is cancelled, and has yet to say so: it has sent nothing.
+            if wait.wakeup.parked:
+                if self._is_full_for(wait.parcel.size):
+                    break
+                self._append(wait.parcel)
+                wait.resolve(taken=True)
+            waits.popleft()
 
     # ---- messages go
 
@@ -376,6 +408,7 @@ class Subscription(Generic[T]):
             self._drained.wake()
             if outlet.is_direct:
                 self._is_writing = False
+                self._queue = _NOTHING
                 return
             while not self._queue:
                 await self._more.park()
@@ -387,15 +420,10 @@ class Subscription(Generic[T]):
 
     def take(self) -> Parcel:
         """For the outlet: the next one; it is under way from now on."""
-        parcel = self._queue.pop(0)
+        parcel = self._queue.popleft()
         self._bytes -= parcel.size
         self._under_way = 1
-        waits = self._waits
-        while waits and not self.must_wait_for(waits[0].parcel.size):
-            wait = waits.pop(0)
-            self._queue.append(wait.parcel)
-            self._bytes += wait.parcel.size
-            wait.resolve(taken=True)
+        self._let_in()
         return parcel
 
     def delivered(self) -> None:
@@ -421,6 +449,7 @@ class Subscription(Generic[T]):
             self.delivered()
             return value
         if self._is_too_slow:
+            self._is_told = True
             raise self._error()
         if self._is_gone:
             raise trio.ClosedResourceError("the block of the subscription has ended")

@@ -9,6 +9,7 @@ from weakref import WeakValueDictionary
 
 import trio
 
+from ._codecs import check_codec
 from ._outlets import Offer, Parcel, Subscriber, Via, outlet_for
 from ._subscription import Slow, Subscription, Wait
 
@@ -62,6 +63,9 @@ class Topic(Generic[T]):
 
     Args:
         codec: what encodes messages for WebSockets, streams and datagrams; None if they are `str` or bytes-like already.
+
+    Raises:
+        TypeError: the codec is none.
     """
 
     __slots__ = (
@@ -77,6 +81,8 @@ class Topic(Generic[T]):
     )
 
     def __init__(self, codec: Encoder[T] | None = None) -> None:
+        if codec is not None:
+            check_codec(codec, "encode")
         self._codec = codec
         # In the order in which they have come; those of the policy "wait" once more.
         self._subscribers: dict[Subscription[T], None] = {}
@@ -115,7 +121,8 @@ class Topic(Generic[T]):
                   compressed.
                 - `WebTransportSession`, or `Connection` for QUIC: as ``via`` says.
                 - any stream: each has its length before it, in 4 bytes, the most significant first. Nothing else may be sent on the
-                  stream meanwhile.
+                  stream meanwhile. It stays open after the block, unless that ends in the middle of a message: then it is reset,
+                  with the code that a stream's own block would give it, or, if it is none of this package's, closed at once.
                 - `Datagrams`: each in a datagram.
                 - any `trio.abc.SendChannel`: each as it was published, not encoded.
                 - None: nowhere; iterate over the subscription.
@@ -125,10 +132,11 @@ class Topic(Generic[T]):
                 - "drop newest": the new message is left out for it.
                 - "disconnect": it gets what waits, its session is closed with code 1008 and the reason "too slow" (a stream is reset with
                   the code, a channel closed), its block is cancelled, and raises `TooSlow`. With no session, `Subscription.receive` raises
-                  that, once what waited was received.
+                  that, once what waited was received, and so does the end of the block if it has not.
                 - "wait": `publish` waits until there is room.
             limit: how many messages may wait, beyond what the session's own buffer takes.
-            limit_bytes: how many bytes those may have. A message that alone has more is taken by an empty queue.
+            limit_bytes: how many bytes those may have, text as UTF-8. A message that alone has more is taken by an empty queue. Other
+                objects, if no subscriber needs them encoded, count by number only.
             via: how they go over a session: "stream" is one stream for all, with lengths as above, and the default; "streams" is a stream for
                 each, which arrive in any order; "datagrams" is a datagram for each, where one that does not fit is left out and counted.
 
@@ -168,8 +176,8 @@ class Topic(Generic[T]):
     async def publish(self, message: T) -> int:
         """Give a message to all subscribers.
 
-        Those that have room have it at once. Then it waits for those of the policy "wait" that have none; several publishers that
-        wait are served in turn.
+        Those that have room have it at once. Then it waits for those of the policy "wait" that have none, or that other
+        publishers wait for already: these are served in turn.
 
         Args:
             message: the message; a buffer may be changed by its owner afterwards.
@@ -210,14 +218,14 @@ class Topic(Generic[T]):
         """`publish` from synchronous code: no subscriber is waited for.
 
         Raises:
-            trio.WouldBlock: a subscriber of the policy "wait" has no room; nobody got the message.
+            trio.WouldBlock: a subscriber of the policy "wait" has no room, or publishers wait for it; nobody got the message.
             TypeError, ValueError: as for `publish`.
             Exception: what the codec raised. Nobody got the message then.
         """
         parcel = self._pack(message)
         for subscription in self._waiting:
             if subscription.must_wait_for(parcel.size):
-                raise trio.WouldBlock("a subscriber that is to be waited for has no room")
+                raise trio.WouldBlock("a subscriber that is to be waited for has no room now")
         return self._spread(parcel, [])
 
     def _pack(self, message: T) -> Parcel:
@@ -281,6 +289,8 @@ class Rooms(Generic[T]):
     __slots__ = ("_codec", "_topics")
 
     def __init__(self, codec: Encoder[T] | None = None) -> None:
+        if codec is not None:
+            check_codec(codec, "encode")
         self._codec = codec
         # A subscription holds its topic.
         self._topics: WeakValueDictionary[str, Topic[T]] = WeakValueDictionary()
