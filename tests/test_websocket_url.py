@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from trio_wt._websocket.url import WebSocketURL
@@ -130,6 +130,7 @@ URLS = st.one_of(
 
 @settings(deadline=None, max_examples=300)
 @given(URLS)
+@example("WS://[::]@[:")
 def test_any_text_is_a_url_or_a_value_error(url: str) -> None:
     try:
         parsed = WebSocketURL.parse(url)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
+from ipaddress import IPv6Address
 from typing import Final, NamedTuple
 from urllib.parse import SplitResult, quote, unquote, urlsplit
 
@@ -127,6 +128,13 @@ def _encode(text: str, safe: str) -> str:
 
 
 def _ascii_host(host: str, shown: str) -> str:
+    if ":" in host:
+        # What stands in brackets (RFC 3986 section 3.2.2); a stray one may hide in what comes before the host.
+        try:
+            IPv6Address(host)
+        except ValueError:
+            raise ValueError(f"{shown} has a host that is no IPv6 address") from None
+        return host
     if host.isascii():
         if not re.fullmatch(r"[A-Za-z0-9._~!$&'()*+,;=%:-]+", host):
             raise ValueError(f"{shown} has a host with characters that must not be in it")
