@@ -32,6 +32,7 @@ HELP: Final = """\
   "< " begins what comes, with what it comes by, "* " what trio-wt says."""
 
 # A terminal is no place for megabytes of digits.
+_MOMENT: Final = 0.2
 _SHOWN_BYTES: Final = 1024
 
 
@@ -134,15 +135,19 @@ class _Conversation(Conversation):
         if kind == "datagram":
             await self._talk.send_datagram(data)
         else:
-            # It may wait for the peer; the prompt does not.
-            self.nursery.start_soon(self._send_stream, data, kind)
-            await trio.lowlevel.checkpoint()
+            # It may wait for the peer; the prompt does not, but for a moment: what was handed over is not given up by leaving.
+            sent = trio.Event()
+            self.nursery.start_soon(self._send_stream, data, kind, sent)
+            with trio.move_on_after(_MOMENT):
+                await sent.wait()
 
-    async def _send_stream(self, data: bytes, kind: Kind) -> None:
+    async def _send_stream(self, data: bytes, kind: Kind, sent: trio.Event) -> None:
         try:
             await self._talk.send_stream(data, answered=kind == "stream")
         except trio.ClosedResourceError:
             return
+        finally:
+            sent.set()
 
     async def _binary(self, argument: str) -> None:
         await self._send(self._kind, hexadecimal_argument(argument, "binary"))
