@@ -25,6 +25,7 @@ from .._quic.endings import error_code
 from .._quic.send_stream import SendStream
 from .._websocket.websocket import WebSocket
 from .._webtransport.session import WebTransportSession
+from ._framing import MAX_LENGTH, frame
 
 __all__ = [
     "TOO_SLOW",
@@ -41,7 +42,6 @@ __all__ = [
 #: What the peer of a subscriber that was too slow is told, whatever the carrier; the code is that of RFC 6455 section 7.4.1.
 TOO_SLOW: Final = "too slow"
 TOO_SLOW_CODE: Final = int(CloseCode.POLICY_VIOLATION)
-_PREFIX: Final = 4
 # Where the carrier does not say how long a goodbye may take, in seconds.
 _PATIENCE: Final = 5.0
 
@@ -83,14 +83,14 @@ class Parcel:
         self.frame: list[bytes] | None = None
         self._prefixed: bytes | None = None
         self.size: int = _size(value if payload is None else payload)
-        if self.size >= 2 ** (8 * _PREFIX):
-            raise ValueError(f"a message has less than 2^{8 * _PREFIX} bytes, not {self.size}")
+        if self.size > MAX_LENGTH:
+            raise ValueError(f"a message has {MAX_LENGTH} bytes at most, not {self.size}")
 
     @property
     def prefixed(self) -> bytes:
-        """Four bytes that tell the length, the most significant first, and the message."""
+        """The message as a `MessageChannel` on the other side reads it."""
         if self._prefixed is None:
-            self._prefixed = len(self.payload).to_bytes(_PREFIX) + self.payload
+            self._prefixed = frame(self.payload)
         return self._prefixed
 
 
@@ -198,9 +198,9 @@ class WebSocketOutlet(Outlet):
         return Offer.TAKEN
 
     def _send(self, parcel: Parcel) -> None:
-        frame = self._connection.send_prepared(parcel.payload, parcel.text, parcel.frame)
-        if frame is not None:
-            parcel.frame = frame
+        made = self._connection.send_prepared(parcel.payload, parcel.text, parcel.frame)
+        if made is not None:
+            parcel.frame = made
 
     async def serve(self, supply: Supply) -> None:
         connection = self._connection
