@@ -364,7 +364,7 @@ async def test_a_codec_that_fails() -> None:
 async def test_a_message_that_no_prefix_can_tell_the_length_of(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr("trio_wt.app._outlets._PREFIX", 1)
+    monkeypatch.setattr("trio_wt.app._outlets.MAX_LENGTH", 255)
     topic = Topic[bytes]()
     async with topic.subscribe() as local:
         with pytest.raises(ValueError, match="not 256"):
