@@ -22,7 +22,7 @@ from trio_wt import (
     WebTransportSession,
     serve_websocket,
 )
-from trio_wt.app import App, Context, Request, Response
+from trio_wt.app import App, Context, Request, Response, deadline
 
 both = pytest.mark.parametrize("version", BOTH)
 
@@ -87,6 +87,21 @@ async def test_a_client_that_does_not_take_its_acceptance_is_no_failure(
         stream = served.listener.connect(buffered=False)
         await stream.send_all(UPGRADE)
         await trio.sleep(6)
+        have = app.statistics()
+        assert (have.requests, have.failed, have.websockets) == (1, 0, 0)
+        await trio.aclose_forcefully(stream)
+    assert not caplog.records
+
+
+async def test_a_deadline_that_passes_while_a_client_takes_its_acceptance_is_no_failure(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    app = App(middleware=[deadline(2)])
+    app.websocket("/ws")(stay)
+    async with serving_in_memory(app) as served:
+        stream = served.listener.connect(buffered=False)
+        await stream.send_all(UPGRADE)
+        await trio.sleep(3)
         have = app.statistics()
         assert (have.requests, have.failed, have.websockets) == (1, 0, 0)
         await trio.aclose_forcefully(stream)

@@ -102,6 +102,9 @@ async def surround(
             await finish()
     except (HTTPError, BadRequest, ExceptionGroup) as exc:
         refusal = _refusal_of(exc)
+        if refusal is not None and exchange.answered and context.status is None:
+            # A client that does not take its acceptance has no answer to get any more.
+            raise ClientGone from exc
         if refusal is None or exchange.answered:
             raise
     if refusal is not None:
