@@ -259,6 +259,14 @@ async def test_who_gives_up_in_the_moment_of_being_served_gives_the_session_back
                 await ask(ws)
 
 
+async def test_a_fault_of_an_opener_is_told_with_its_kind(world: World) -> None:
+    world.down[A] = KeyError("port")
+    async with world.pool(A) as pool:
+        with pytest.raises(NoEndpoint, match="KeyError: 'port'"):
+            async with pool.session():
+                pytest.fail("nothing was opened")
+
+
 async def test_who_leaves_the_line_while_it_is_opened_leaves_it_for_the_next(
     world: World,
 ) -> None:

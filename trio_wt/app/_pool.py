@@ -174,6 +174,7 @@ class SessionPool(Generic[E, S]):
     # ---- its block
 
     async def __aenter__(self) -> Self:
+        await trio.lowlevel.checkpoint()
         if self._services is not None:
             raise RuntimeError("a pool can be entered once")
         self._services = Services(trio.CancelScope(), self._goodbye, _never)

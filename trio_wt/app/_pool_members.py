@@ -12,7 +12,7 @@ from typing import Generic, Literal, TypeVar
 
 import trio
 
-from .._errors import ConnectionClosed, HandshakeFailed
+from .._errors import ConnectionClosed, HandshakeFailed, TrioWTError
 from .._util import safe_text
 from ._breaker import CircuitBreaker, CircuitState, CircuitStatistics, Permit
 from ._pool_kinds import PoolSession, has_ended, is_clean, is_leaving, loss_of, users_of
@@ -77,6 +77,13 @@ def name_of(endpoint: object) -> str:
     """What to call an endpoint where everybody can read it: without user, password and query."""
     text = re.sub(r"(?<=//)[^/?#]*@", "", str(endpoint))
     return safe_text(re.split(r"[?#]", text, maxsplit=1)[0])
+
+
+def _told(exc: Exception) -> str:
+    """What an error says; of one that is not made for people, also its kind."""
+    if isinstance(exc, TrioWTError | OSError) and str(exc):
+        return str(exc)
+    return f"{type(exc).__name__}: {exc}" if str(exc) else repr(exc)
 
 
 @dataclass(frozen=True, slots=True)
@@ -149,7 +156,7 @@ class Endpoint(Generic[E, S]):
             return "it is draining"
         breaker = self.breaker
         last = self.failure or breaker.last_failure
-        said = "nothing was tried" if last is None else safe_text(str(last) or repr(last), 400)
+        said = "nothing was tried" if last is None else safe_text(_told(last), 400)
         if breaker.state is CircuitState.OPEN:
             return f"left alone for {breaker.retry_in:.3g} s more, since {said}"
         return said
